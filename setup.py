@@ -1,5 +1,7 @@
 """Package and extras. `pip install .` alone is light: jax, optax and numpy, enough for `smoljax.optim`."""
 
+from pathlib import Path
+
 from setuptools import find_packages, setup
 
 EXTRAS = {
@@ -14,6 +16,7 @@ EXTRAS = {
         "ml-collections>=1.0",
         "clu>=0.0.12",
         "tensorflow-cpu>=2.18",
+        "tensorboard>=2.18",  # clu imports it, and newer TensorFlow no longer brings it
         "etils[epath]>=1.12",
     ],
     "data": [
@@ -53,7 +56,7 @@ setup(
     name="smoljax",
     version="0.1.0",
     description="Pretrain a small language model end to end in JAX, and read all of it in a day.",
-    long_description=open("README.md", encoding="utf-8").read(),
+    long_description=Path("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11,<3.14",
