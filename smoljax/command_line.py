@@ -1,0 +1,125 @@
+"""What every verb shares: --config and --workdir, one clear line when something is wrong, the exit code."""
+
+import difflib
+import os
+import runpy
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from smoljax.configuration import plain
+from smoljax.errors import SmoljaxError, require
+
+HELP = """
+Flags:
+  --config=FILE           recipe to run, such as configs/quickstart.py (FILE:VARIANT passes VARIANT to its get_config)
+  --config.SECTION.FIELD=VALUE   sets one field of the recipe; may be repeated
+  --workdir=DIR           folder of the run
+"""
+
+
+def run(
+    main: Callable[..., int | None], *, usage: str, options: Mapping[str, str] | None = None
+) -> None:
+    """Parses the command line, calls `main(config, workdir, **options)` and exits.
+
+    Exit codes: what `main` returns (None counts as 0), or 1 after one line on stderr.
+
+    Args:
+      main: the verb; it gets the config as plain nested dicts with tuples, the workdir, and the
+        verb's own options as strings ("" when not given).
+      usage: what `--help` says.
+      options: the verb's own flags, name to help text.
+    """
+    options = options or {}
+    if {"--help", "-h", "-help", "--helpfull"} & set(sys.argv[1:]):
+        own = "".join(f"  --{name}=...  {text}\n" for name, text in options.items())
+        print(usage.rstrip() + "\n" + HELP.rstrip() + "\n" + own, end="")
+        sys.exit(0)
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    try:
+        config, workdir, values = _parse(sys.argv, options)
+        code = main(config, workdir, **values)
+    except SmoljaxError as error:
+        sys.exit(fail(str(error)))
+    except KeyboardInterrupt:
+        sys.exit(fail("interrupted; the same command goes on from what is done"))
+    sys.stdout.flush()
+    sys.exit(code or 0)
+
+
+def fail(message: str) -> int:
+    """Prints the one line that explains a failure; the exit code."""
+    print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    return 1
+
+
+def load_config(path: str) -> dict:
+    """The config that `get_config()` of a Python file returns, as plain nested dicts."""
+    path, _, variant = path.partition(":")
+    if not Path(path).is_file():
+        raise SmoljaxError(
+            f"--config={path}: there is no such file; the recipes are in configs/ (configs/quickstart.py)"
+        )
+    try:
+        get_config = runpy.run_path(path)["get_config"]
+    except KeyError as error:
+        raise SmoljaxError(
+            f"--config={path}: the file has no get_config() that returns a ConfigDict"
+        ) from error
+    except Exception as error:
+        raise SmoljaxError(f"--config={path}: {type(error).__name__}: {error}") from error
+    return plain(get_config(variant) if variant else get_config())
+
+
+def _parse(arguments: list[str], options: Mapping[str, str]) -> tuple[dict, Path, dict[str, str]]:
+    flags = require("absl.flags", extra="train")
+    config_flags = require("ml_collections.config_flags", extra="train")
+    config = config_flags.DEFINE_config_file("config", None, "")
+    workdir = flags.DEFINE_string("workdir", None, "")
+    values = {name: flags.DEFINE_string(name, "", text) for name, text in options.items()}
+    _check_fields(arguments)
+    try:
+        rest = flags.FLAGS(arguments)
+    except flags.Error as error:
+        raise SmoljaxError(f"{error} (see --help)") from error
+    except (TypeError, ValueError) as error:
+        raise SmoljaxError(f"a --config field has the wrong type: {error}") from error
+    if len(rest) > 1:
+        raise SmoljaxError(
+            f"{rest[1]!r} is not a flag; fields are set by --config.section.field=value"
+        )
+    for name in ("config", "workdir"):
+        if flags.FLAGS[name].value is None:
+            raise SmoljaxError(f"--{name} is missing (see --help)")
+    return (
+        plain(config.value),
+        Path(workdir.value),
+        {name: holder.value for name, holder in values.items()},
+    )
+
+
+def _check_fields(arguments: list[str]) -> None:
+    """Refuses --config.a.b for a field that the recipe does not have, and names the nearest."""
+    named = [argument.partition("=") for argument in arguments[1:] if "=" in argument]
+    paths = [value for name, _, value in named if name.lstrip("-") == "config"]
+    if not paths:
+        return
+    config = load_config(paths[-1])
+    for name, _, _ in named:
+        if not name.startswith("--config."):
+            continue
+        node, done = config, "config"
+        for key in name.removeprefix("--config.").split("."):
+            if isinstance(node, tuple):
+                break  # An index into a tuple; ml_collections checks it.
+            if not isinstance(node, Mapping) or key not in node:
+                fields = list(node) if isinstance(node, Mapping) else []
+                near = difflib.get_close_matches(key, fields, n=1)
+                hint = (
+                    f"did you mean --{done}.{near[0]}?"
+                    if near
+                    else f"{done} has {', '.join(fields)}"
+                )
+                raise SmoljaxError(f"{name}: {done} has no field {key!r}; {hint}")
+            node, done = node[key], f"{done}.{key}"

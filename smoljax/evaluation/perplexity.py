@@ -1,0 +1,88 @@
+"""Held-out bits per byte: the one figure that compares models across tokenizers."""
+
+import math
+from collections.abc import Callable
+
+from jax.sharding import Mesh
+
+from smoljax import parallel
+
+
+def bits_per_byte(nats: float, num_targets: int, *, tokens: int, text_bytes: int) -> float:
+    """Bits per UTF-8 byte of text.
+
+    Args:
+      nats: summed cross-entropy of `num_targets` tokens.
+      num_targets: tokens that were scored.
+      tokens: all targets of the split (every token but each document's first).
+      text_bytes: bytes of the split's text. When everything was scored this is nats / ln 2 / bytes.
+    """
+    return nats / num_targets * tokens / text_bytes / math.log(2)
+
+
+def held_out(
+    eval_step: Callable,
+    params: dict,
+    mixture,
+    *,
+    mesh: Mesh,
+    batch_size: int,
+    max_batches: int | None = None,
+) -> dict[str, dict[str, float]]:
+    """Scores the held-out split of each source, in order.
+
+    Args:
+      eval_step: see smoljax.training.make_eval_step.
+      params: the model's parameters.
+      mixture: the held-out split, opened.
+      mesh: the device mesh.
+      batch_size: windows per batch.
+      max_batches: stop after so many batches of a source; all of it when None.
+
+    Returns:
+      For each source, and for "all" together: bits_per_byte, loss (nats per token), tokens (scored),
+      documents and bytes (of the split).
+    """
+    rows = parallel.local_rows(mesh, batch_size)
+    keys = ("tokens", "targets", "segment_ids", "positions", "loss_mask")
+    results = {}
+    for source in mixture.sources:
+        sums = []
+        for number, batch in enumerate(mixture.heldout_batches(source, batch_size)):
+            if number == max_batches:
+                break
+            local = {key: batch[key][rows] for key in keys}
+            on_mesh = parallel.put_batch(local, mesh, rows=rows, batch_size=batch_size)
+            sums.append(eval_step(params, on_mesh))
+        nats = math.fsum(float(row["cross_entropy"]) for row in sums)
+        scored = sum(int(row["num_targets"]) for row in sums)
+        counts = mixture.counts(source)
+        if not scored:
+            continue
+        results[source] = {
+            "bits_per_byte": bits_per_byte(
+                nats,
+                scored,
+                tokens=counts["tokens"] - counts["documents"],
+                text_bytes=counts["bytes"],
+            ),
+            "loss": nats / scored,
+            "tokens": scored,
+            "documents": counts["documents"],
+            "bytes": counts["bytes"],
+        }
+    return results | {"all": combine(results)}
+
+
+def combine(results: dict[str, dict[str, float]]) -> dict[str, float]:
+    """All sources as one text: bits of each source weighted by its bytes, nats by its scored tokens."""
+    text_bytes = sum(row["bytes"] for row in results.values())
+    scored = sum(row["tokens"] for row in results.values())
+    return {
+        "bits_per_byte": math.fsum(row["bits_per_byte"] * row["bytes"] for row in results.values())
+        / text_bytes,
+        "loss": math.fsum(row["loss"] * row["tokens"] for row in results.values()) / scored,
+        "tokens": scored,
+        "documents": sum(row["documents"] for row in results.values()),
+        "bytes": text_bytes,
+    }

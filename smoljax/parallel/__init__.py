@@ -1,0 +1,25 @@
+"""Meshes and the rules that place every array on them."""
+
+from smoljax.parallel.mesh import AXES, MeshConfig, make_mesh
+from smoljax.parallel.rules import (
+    RULES,
+    active,
+    batch_sharding,
+    local_rows,
+    param_shardings,
+    put_batch,
+    state_shardings,
+)
+
+__all__ = [
+    "AXES",
+    "RULES",
+    "MeshConfig",
+    "active",
+    "batch_sharding",
+    "local_rows",
+    "make_mesh",
+    "param_shardings",
+    "put_batch",
+    "state_shardings",
+]

@@ -1,0 +1,41 @@
+"""How long, how often, in how many pieces: the `training` section of a config."""
+
+import dataclasses
+
+from smoljax.errors import SmoljaxError
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingConfig:
+    """The training loop's settings.
+
+    Attributes:
+      num_steps: optimizer updates in all.
+      micro_batches: pieces in which the gradient of a batch is accumulated.
+      loss_chunk: tokens per chunk of the cross-entropy.
+      z_loss: weight of the squared log-normaliser.
+      log_every: steps between two rows of metrics.
+      eval_every: steps between two held-out evaluations; the last step always has one.
+      eval_batches: batches per source in an evaluation during training; the verb `evaluate` reads all.
+      checkpoint_every: steps between two checkpoints; the last step always has one.
+      keep_checkpoints: how many of the newest are kept.
+    """
+
+    num_steps: int
+    micro_batches: int = 1
+    loss_chunk: int = 4096
+    z_loss: float = 0.0
+    log_every: int = 10
+    eval_every: int = 500
+    eval_batches: int = 8
+    checkpoint_every: int = 500
+    keep_checkpoints: int = 2
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            least = 0 if field.name == "z_loss" else 1
+            if value < least:
+                raise SmoljaxError(
+                    f"config.training.{field.name} is {value}; it must be at least {least}"
+                )

@@ -1,0 +1,243 @@
+"""The training loop: batches in, checkpoints and metrics out, stoppable and resumable at any moment."""
+
+import math
+import signal
+import sys
+import time
+from collections.abc import Callable
+
+import jax
+
+from smoljax import files, optim, parallel
+from smoljax.errors import SmoljaxError
+from smoljax.evaluation import perplexity
+from smoljax.model import logical_axes
+from smoljax.progress import Progress
+from smoljax.training.metrics import MetricsWriter
+from smoljax.training.run import Run
+from smoljax.training.state import make_state
+from smoljax.training.step import make_eval_step, make_train_step
+from smoljax.training.throughput import peak_flops
+
+BATCH_KEYS = ("tokens", "targets", "segment_ids", "positions", "loss_mask")
+STOPPED = 42
+
+
+def train(run: Run) -> int:
+    """Trains from the newest checkpoint, or from the start, to the last step.
+
+    Returns:
+      0 when done; 42 when stopped on request (SIGTERM, SIGINT) after saving.
+    """
+    training, mesh = run.training, run.mesh
+    mixture = run.mixture()
+    checkpoints = run.checkpoints()
+    start = checkpoints.latest_step() or 0
+    if start:
+        state = checkpoints.restore(run.shapes, run.shardings)
+        _say(f"resuming from step {start:,} in {run.train_directory}")
+    else:
+        state = make_state(
+            run.model, run.optimizer, seed=run.config["seed"], shardings=run.shardings
+        )
+        _describe(run)
+    _write_config(run)
+    train_step = make_train_step(
+        run.model,
+        run.optimizer,
+        mesh=mesh,
+        shardings=run.shardings,
+        micro_batches=training.micro_batches,
+        loss_chunk=training.loss_chunk,
+        z_loss=training.z_loss,
+    )
+    evaluate = _evaluator(run)
+    batch_size = run.config["data"]["batch_size"]
+    rows = parallel.local_rows(mesh, batch_size)
+    batches = mixture.loader(start, rows=rows)
+    log = _Log(run, start_step=start)
+    stop = _StopRequest()
+    saved = start
+    step = start
+    try:
+        while step < training.num_steps:
+            _, batch = next(batches)
+            on_mesh = parallel.put_batch(
+                {key: batch[key] for key in BATCH_KEYS}, mesh, rows=rows, batch_size=batch_size
+            )
+            state, metrics = train_step(state, on_mesh)
+            step += 1
+            last = step == training.num_steps
+            log.step(step, metrics, last=last)
+            if step % training.eval_every == 0 or last:
+                log.held_out(step, evaluate(state.params))
+            if step % training.checkpoint_every == 0 or last:
+                checkpoints.save(step, state)
+                saved = step
+            if stop.requested(step) and not last:
+                break
+        if saved != step:
+            checkpoints.save(step, state)
+        checkpoints.wait()
+        log.close()
+    finally:
+        stop.restore()
+        checkpoints.close()
+    if step < training.num_steps:
+        _say(f"stopped on request; step {step:,} is saved: the same command goes on from there")
+        return STOPPED
+    return 0
+
+
+def _evaluator(run: Run) -> Callable[[dict], dict]:
+    heldout = run.mixture("heldout")
+    eval_step = make_eval_step(
+        run.model, mesh=run.mesh, shardings=run.shardings.params, loss_chunk=run.training.loss_chunk
+    )
+
+    def evaluate(params: dict) -> dict:
+        return perplexity.held_out(
+            eval_step,
+            params,
+            heldout,
+            mesh=run.mesh,
+            batch_size=run.config["data"]["batch_size"],
+            max_batches=run.training.eval_batches,
+        )
+
+    return evaluate
+
+
+class _Log:
+    """Metrics rows and the progress line. Reads a step's metrics one step late, so that the device never waits for the host."""
+
+    def __init__(self, run: Run, *, start_step: int):
+        self._training, self._run = run.training, run
+        self._lead = jax.process_index() == 0
+        self._schedule = optim.learning_rate_schedule(run.optimizer_config, run.training.num_steps)
+        self._writer = (
+            MetricsWriter(run.train_directory, resume_step=start_step) if self._lead else None
+        )
+        self._progress = Progress("train", run.training.num_steps, unit="steps")
+        self._progress.start_at(start_step)
+        data = run.config["data"]
+        self._tokens_per_step = data["batch_size"] * data["seq_len"]
+        self._flops_per_token = run.model.flops_per_token(data["seq_len"], attention="causal")
+        self._peak = peak_flops(jax.devices()[0]) * len(jax.devices())
+        self._pending: tuple[int, dict] | None = None
+        self._mark = (start_step, time.perf_counter())
+
+    def step(self, step: int, metrics: dict, *, last: bool) -> None:
+        """Takes the (still running) metrics of a step, and writes those of the step before."""
+        if self._pending is not None:
+            self._write(*self._pending)
+        self._pending = (step, metrics)
+        if last:
+            self._write(*self._pending)
+            self._pending = None
+
+    def held_out(self, step: int, results: dict) -> None:
+        """Writes held-out loss and bits per byte of each source."""
+        if not self._lead:
+            return
+        row = {}
+        for source, values in results.items():
+            row[f"heldout/{source}/bits_per_byte"] = values["bits_per_byte"]
+            row[f"heldout/{source}/loss"] = values["loss"]
+        self._writer.write(step, row)
+        _say(
+            f"step {step:,}: held-out bits per byte "
+            + "  ".join(
+                f"{source} {values['bits_per_byte']:.3f}" for source, values in results.items()
+            )
+        )
+        self._mark = (step, time.perf_counter())  # Evaluation is not training time.
+
+    def close(self) -> None:
+        if self._pending is not None:
+            self._write(*self._pending)
+        self._progress.close()
+        if self._writer:
+            self._writer.close()
+
+    def _write(self, step: int, metrics: dict) -> None:
+        at_row = step % self._training.log_every == 0 or step in (1, self._training.num_steps)
+        loss = float(metrics["loss"])
+        if not math.isfinite(loss):
+            raise SmoljaxError(
+                f"the loss of step {step} is {loss}; nothing was saved after the last checkpoint. See which documents "
+                f"the batch holds with open_mixture(...).documents({step - 1}), lower config.optimizer.learning_rate "
+                "or clip harder (config.optimizer.clip_norm), and run again"
+            )
+        if not at_row:
+            return
+        then, when = self._mark
+        now = time.perf_counter()
+        row = {name: float(value) for name, value in metrics.items()}
+        row["learning_rate"] = float(self._schedule(step - 1))
+        row["tokens"] = step * self._tokens_per_step
+        detail = f"loss {loss:.4f}"
+        if step > then:
+            rate = (step - then) * self._tokens_per_step / (now - when)
+            row["tokens_per_second"] = rate
+            row["mfu"] = rate * self._flops_per_token / self._peak
+            detail += f"  {rate:,.0f} tokens/s  MFU {100 * row['mfu']:.1f}%"
+        self._mark = (step, now)
+        if self._lead:
+            self._writer.write(step, row)
+            self._progress.update(step, detail)
+
+
+class _StopRequest:
+    """Turns SIGTERM and SIGINT into a question that the loop asks between steps; a second SIGINT kills."""
+
+    def __init__(self):
+        self._received = False
+        self._several_hosts = jax.process_count() > 1
+        self._old = {}
+        if not self._several_hosts:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._old[number] = signal.signal(number, self._receive)
+
+    def _receive(self, number, frame):
+        if self._received and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self._received = True
+        _say("stopping after this step ...")
+
+    def requested(self, step: int) -> bool:
+        """Whether to stop now; all hosts agree on the step."""
+        if self._several_hosts:
+            from jax.experimental import multihost_utils
+
+            return multihost_utils.reached_preemption_sync_point(step)
+        return self._received
+
+    def restore(self) -> None:
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
+
+
+def _describe(run: Run) -> None:
+    if jax.process_index():
+        return
+    data = run.config["data"]
+    _say(
+        optim.describe(
+            run.optimizer_config, run.params_shapes, logical_axes=logical_axes(run.model)
+        )
+    )
+    _say(
+        f"{run.model.num_params:,} parameters ({run.model.num_params_without_embedding:,} without embedding), "
+        f"{run.training.num_steps:,} steps of {data['batch_size']} x {data['seq_len']} tokens, mesh {dict(run.mesh.shape)} "
+        f"of {jax.devices()[0].device_kind}"
+    )
+
+
+def _write_config(run: Run) -> None:
+    if jax.process_index() == 0:
+        files.atomic_write_json(run.train_directory / "config.json", run.config)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

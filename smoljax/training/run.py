@@ -1,0 +1,155 @@
+"""From a config and a workdir to the pieces that training, evaluation and generation share."""
+
+import dataclasses
+import functools
+from pathlib import Path
+
+import jax
+import optax
+from jax.sharding import Mesh
+
+from smoljax import configuration, optim, parallel
+from smoljax.errors import SmoljaxError
+from smoljax.input_pipeline import MixtureConfig, open_mixture
+from smoljax.model import ModelConfig, logical_axes
+from smoljax.training.checkpoint import Checkpoints
+from smoljax.training.config import TrainingConfig
+from smoljax.training.state import TrainState, state_shapes, state_shardings
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One training run: its settings, and the pieces made from them when first asked for.
+
+    Attributes:
+      config: the whole config, as plain nested dicts.
+      workdir: the run's folder; shards, tokenizer and checkpoints are found below it unless the
+        config names another place.
+    """
+
+    config: dict
+    workdir: Path
+
+    @functools.cached_property
+    def model(self) -> ModelConfig:
+        """The model, checked against the data that it reads."""
+        model = configuration.build(ModelConfig, self.config["model"], "model")
+        seq_len = self.config["data"]["seq_len"]
+        if seq_len > model.max_seq_len:
+            raise SmoljaxError(
+                f"config.data.seq_len is {seq_len}, longer than config.model.max_seq_len {model.max_seq_len}: "
+                "raise the model's or shorten the data's"
+            )
+        return model
+
+    @functools.cached_property
+    def training(self) -> TrainingConfig:
+        """The loop's settings."""
+        training = configuration.build(TrainingConfig, self.config["training"], "training")
+        batch_size = self.config["data"]["batch_size"]
+        if batch_size % training.micro_batches:
+            raise SmoljaxError(
+                f"config.training.micro_batches is {training.micro_batches}, which does not divide "
+                f"config.data.batch_size {batch_size}"
+            )
+        return training
+
+    @functools.cached_property
+    def mesh(self) -> Mesh:
+        """All devices, arranged as config.mesh says."""
+        return parallel.make_mesh(
+            configuration.build(parallel.MeshConfig, self.config.get("mesh", {}), "mesh")
+        )
+
+    @functools.cached_property
+    def optimizer_config(self) -> optim.OptimizerConfig:
+        """The optimizer's settings."""
+        return configuration.build(optim.OptimizerConfig, self.config["optimizer"], "optimizer")
+
+    @functools.cached_property
+    def params_shapes(self) -> dict:
+        """The parameters as ShapeDtypeStructs."""
+        from smoljax.model import init
+
+        return jax.eval_shape(functools.partial(init, self.model), jax.random.key(0))
+
+    @functools.cached_property
+    def optimizer(self) -> optax.GradientTransformation:
+        """Gradient transformation for exactly these parameters."""
+        return optim.build(
+            self.optimizer_config,
+            self.params_shapes,
+            logical_axes=logical_axes(self.model),
+            num_steps=self.training.num_steps,
+        )
+
+    @functools.cached_property
+    def shapes(self) -> TrainState:
+        """The training state as ShapeDtypeStructs."""
+        return state_shapes(self.model, self.optimizer)
+
+    @functools.cached_property
+    def shardings(self) -> TrainState:
+        """Where each leaf of the training state lives."""
+        return state_shardings(self.mesh, self.model, self.shapes)
+
+    @functools.cached_property
+    def params_shardings(self) -> dict:
+        """Where each parameter lives."""
+        return parallel.param_shardings(self.mesh, logical_axes(self.model), self.params_shapes)
+
+    @property
+    def tokenizer_path(self) -> Path:
+        """The tokenizer's file or folder."""
+        return self._place("tokenizer")
+
+    @functools.cached_property
+    def tokenizer(self):
+        """The tokenizer that made the shards."""
+        from smoljax.tokens import tokenizer
+
+        loaded = tokenizer.load(self.tokenizer_path)
+        if loaded.vocab_size > self.model.vocab_size:
+            raise SmoljaxError(
+                f"the tokenizer {self.tokenizer_path} has {loaded.vocab_size} tokens, config.model.vocab_size is "
+                f"{self.model.vocab_size}: make it at least {loaded.vocab_size}"
+            )
+        return loaded
+
+    def mixture(self, split: str = "train"):
+        """The token shards, opened; `split` is "train" or "heldout"."""
+        section = dict(self.config["data"])
+        section.pop("directory", None)
+        section.setdefault("seed", self.config["seed"])
+        section |= {
+            "directory": str(self._place("data")),
+            "split": split,
+            "tokenizer_fingerprint": self.tokenizer.fingerprint,
+        }
+        return open_mixture(configuration.build(MixtureConfig, section, "data"))
+
+    @property
+    def train_directory(self) -> Path:
+        """Checkpoints, metrics and events."""
+        return self.workdir / "train"
+
+    def checkpoints(self) -> Checkpoints:
+        """This run's checkpoints."""
+        return Checkpoints(
+            self.train_directory / "checkpoints",
+            keep=self.training.keep_checkpoints,
+            metadata={"model": dataclasses.asdict(self.model), "config": self.config},
+        )
+
+    def restore_params(self) -> tuple[int, dict]:
+        """(step, parameters) of the newest checkpoint."""
+        checkpoints = self.checkpoints()
+        params = checkpoints.restore_params(self.params_shapes, self.params_shardings)
+        step = checkpoints.latest_step()
+        checkpoints.close()
+        return step, params
+
+    def _place(self, name: str) -> Path:
+        """A folder that the config may name; the workdir's own otherwise."""
+        named = self.config.get(name, {}).get("directory", "")
+        return Path(named) if named else self.workdir / {"data": "shards"}.get(name, name)
