@@ -1,0 +1,280 @@
+"""Muon: momentum whose matrices are orthogonalised, grouped by shape into batched products.
+
+B stacked matrices, M rows, N columns with M <= N
+"""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from smoljax.errors import SmoljaxError
+from smoljax.optim.newton_schulz import coefficient_rows, newton_schulz
+from smoljax.optim.partition import MatrixSpec, by_path, check_float
+
+# Factor on the orthogonal matrix of a kernel with d_in inputs and d_out outputs.
+SCALES = {
+    # Unit RMS-to-RMS operator norm (arXiv 2310.17813): the learning rate carries over to other widths.
+    "spectral": lambda d_in, d_out: math.sqrt(d_out / d_in),
+    # Update RMS 0.2 as AdamW's (Moonlight, arXiv 2502.16982): AdamW's learning rate and weight decay carry over.
+    "rms": lambda d_in, d_out: 0.2 * math.sqrt(max(d_in, d_out)),
+    # github.com/KellerJordan/Muon.
+    "keller": lambda d_in, d_out: math.sqrt(max(1.0, d_out / d_in)),
+}
+
+Specs = object | Callable[[optax.Params], object] | None
+
+
+class MuonState(NamedTuple):
+    """State of scale_by_muon.
+
+    Attributes:
+      count: int32 scalar, updates so far.
+      momentum: tree of the parameters' shapes, the moving average of the gradient.
+    """
+
+    count: jax.Array
+    momentum: optax.Updates
+
+
+def muon(
+    learning_rate: optax.ScalarOrSchedule,
+    *,
+    specs: Specs = None,
+    weight_decay: float = 0.0,
+    weight_decay_mask: object | None = None,
+    **options,
+) -> optax.GradientTransformation:
+    """Muon with decoupled weight decay, for a tree that holds nothing but matrices.
+
+    W <- W * (1 - learning_rate * weight_decay) - learning_rate * scale * O. The decay uses the learning rate as given,
+    not multiplied by the scale (arXiv 2502.16982). Embedding, head, norms and biases are not Muon's: see
+    `smoljax.optim.build`, or put this into optax.partition.
+
+    Args:
+      learning_rate: a number or a schedule.
+      specs: as in scale_by_muon.
+      weight_decay: strength of the decay.
+      weight_decay_mask: as in optax.add_decayed_weights.
+      **options: the keyword arguments of scale_by_muon.
+    """
+    return optax.chain(
+        scale_by_muon(specs, **options),
+        optax.add_decayed_weights(weight_decay, weight_decay_mask),
+        optax.scale_by_learning_rate(learning_rate),
+    )
+
+
+def scale_by_muon(
+    specs: Specs = None,
+    *,
+    beta: float = 0.95,
+    nesterov: bool = True,
+    bias_correction: bool = False,
+    coefficients: str | tuple = "polar_express",
+    steps: int = 5,
+    scale: str = "rms",
+    dtype: jax.typing.DTypeLike | None = None,
+    momentum_dtype: jax.typing.DTypeLike = jnp.float32,
+    eps: float = 1e-7,
+    mesh: Mesh | None = None,
+    mesh_axis: str | tuple[str, ...] | None = None,
+) -> optax.GradientTransformation:
+    """Replaces the gradient of each matrix by scale * orthogonalised momentum (github.com/KellerJordan/Muon).
+
+    m <- beta * m + (1 - beta) * g, and the iteration runs on beta * m + (1 - beta) * g with Nesterov, else on m.
+    (The heavy-ball form m <- beta * m + g gives the same updates: Newton-Schulz removes the common factor.)
+    Matrices of one shape, whatever leaf they are in and whichever way round, are stacked into one batched iteration.
+
+    Args:
+      specs: tree with a MatrixSpec for each leaf, or a function from the parameters to one. None: the last two
+        axes of every leaf are input and output, and the axes before count matrices.
+      beta: momentum.
+      nesterov: whether to look one gradient ahead.
+      bias_correction: weigh momentum and gradient as optax.contrib.muon does (Dozat's correction, which
+        differs from the plain rule in the first steps when nesterov is on).
+      coefficients: as in newton_schulz.
+      steps: steps of newton_schulz.
+      scale: "rms" (0.2 * sqrt(max(d_in, d_out))), "spectral" (sqrt(d_out / d_in)) or "keller" (sqrt(max(1, d_out / d_in))).
+      dtype: dtype of the products; None: bfloat16 on accelerators, float32 on a CPU.
+      momentum_dtype: dtype of the state.
+      eps: as in newton_schulz.
+      mesh: with mesh_axis: the stack of matrices is split over that axis, so that every matrix lies whole on a device and
+        the iteration needs no communication. One reshard goes in and one comes out.
+      mesh_axis: name, or names, of the mesh axes to split over.
+
+    Raises:
+      SmoljaxError: at once for an unknown option; in init for a leaf that holds no matrix or no real float.
+    """
+    if scale not in SCALES:
+        raise SmoljaxError(f"scale is {scale!r}: choose one of {', '.join(SCALES)}")
+    coefficient_rows(coefficients, steps)
+    stack_sharding = _stack_sharding(mesh, mesh_axis)
+    dtype = dtype or default_dtype(mesh)
+
+    def init(params: optax.Params) -> MuonState:
+        for path, leaf in by_path(params).items():
+            check_float(path, leaf)
+            _matrix_shape(path, leaf, _specs_by_path(specs, params)[path])
+        momentum = jax.tree.map(lambda leaf: jnp.zeros_like(leaf, dtype=momentum_dtype), params)
+        return MuonState(count=jnp.zeros([], jnp.int32), momentum=momentum)
+
+    def update(
+        updates: optax.Updates, state: MuonState, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, MuonState]:
+        del params
+        count = optax.safe_increment(state.count)
+        average = jax.tree.map(
+            lambda m, g: beta * m.astype(jnp.float32) + (1 - beta) * g.astype(jnp.float32),
+            state.momentum,
+            updates,
+        )
+        direction = average
+        if nesterov:
+            on_average, on_gradient = beta, 1 - beta
+            if bias_correction:
+                on_average = beta / (1 - beta ** (count + 1))
+                on_gradient = (1 - beta) / (1 - beta**count)
+            direction = jax.tree.map(
+                lambda m, g: on_average * m + on_gradient * g.astype(jnp.float32), average, updates
+            )
+        elif bias_correction:
+            direction = jax.tree.map(lambda m: m / (1 - beta**count), average)
+        orthogonal = _orthogonalize(
+            direction,
+            _specs_by_path(specs, updates),
+            scale=SCALES[scale],
+            stack_sharding=stack_sharding,
+            coefficients=coefficients,
+            steps=steps,
+            dtype=dtype,
+            eps=eps,
+        )
+        orthogonal = jax.tree.map(lambda o, g: o.astype(g.dtype), orthogonal, updates)
+        momentum = jax.tree.map(lambda m: m.astype(momentum_dtype), average)
+        return orthogonal, MuonState(count=count, momentum=momentum)
+
+    return optax.GradientTransformation(init, update)
+
+
+def default_dtype(mesh: Mesh | None = None) -> jax.typing.DTypeLike:
+    """bfloat16 where matrix units have it, float32 on a CPU, which would emulate it."""
+    platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
+    return jnp.float32 if platform == "cpu" else jnp.bfloat16
+
+
+def _orthogonalize(
+    direction: optax.Updates,
+    specs: dict[str, MatrixSpec],
+    *,
+    scale: Callable[[int, int], float],
+    stack_sharding: tuple[NamedSharding, int] | None,
+    **options,
+) -> optax.Updates:
+    """Orthogonalises every matrix in the tree, all those of one shape in one call."""
+    leaves = by_path(direction)
+    groups: dict[tuple[int, int], list[str]] = {}
+    for path, leaf in leaves.items():
+        d_in, d_out = _matrix_shape(path, leaf, specs[path])
+        groups.setdefault((min(d_in, d_out), max(d_in, d_out)), []).append(path)
+    results = {}
+    for paths in groups.values():
+        stacks = [_to_stack(leaves[path], specs[path]) for path in paths]
+        x_BMN = stacks[0] if len(stacks) == 1 else jnp.concatenate(stacks)
+        o_BMN = _placed_newton_schulz(x_BMN, stack_sharding, options)
+        start = 0
+        for path, stack in zip(paths, stacks):
+            leaf, spec = leaves[path], specs[path]
+            factor = scale(*_matrix_shape(path, leaf, spec))
+            o_leaf = o_BMN[start : start + len(stack)] * factor
+            results[path] = _from_stack(o_leaf, leaf, spec)
+            start += len(stack)
+    return jax.tree.unflatten(jax.tree.structure(direction), [results[path] for path in leaves])
+
+
+def _placed_newton_schulz(
+    x_BMN: jax.Array, stack_sharding: tuple[NamedSharding, int] | None, options: dict
+) -> jax.Array:
+    if stack_sharding is None:
+        return newton_schulz(x_BMN, **options)
+    sharding, parts = stack_sharding
+    size = len(x_BMN)
+    # Zero matrices fill the last devices' share; they stay zero and are cut off again.
+    x_BMN = jnp.pad(x_BMN, ((0, -size % parts), (0, 0), (0, 0)))
+    x_BMN = jax.lax.with_sharding_constraint(x_BMN, sharding)
+    o_BMN = newton_schulz(x_BMN, **options)
+    return jax.lax.with_sharding_constraint(o_BMN, sharding)[:size]
+
+
+def _to_stack(leaf: jax.Array, spec: MatrixSpec) -> jax.Array:
+    """A leaf as [matrices, M, N] with M <= N."""
+    d_in, d_out = _matrix_shape("", leaf, spec)
+    order = _batch_axes(leaf, spec) + _axes(leaf, spec.inputs) + _axes(leaf, spec.outputs)
+    stack = leaf.transpose(order).reshape(-1, d_in, d_out)
+    return stack.mT if d_in > d_out else stack
+
+
+def _from_stack(stack: jax.Array, leaf: jax.Array, spec: MatrixSpec) -> jax.Array:
+    """Undoes _to_stack."""
+    d_in, d_out = _matrix_shape("", leaf, spec)
+    stack = stack.mT if d_in > d_out else stack
+    order = _batch_axes(leaf, spec) + _axes(leaf, spec.inputs) + _axes(leaf, spec.outputs)
+    inverse = tuple(order.index(axis) for axis in range(leaf.ndim))
+    return stack.reshape([leaf.shape[axis] for axis in order]).transpose(inverse)
+
+
+def _axes(leaf: jax.Array, axes: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(axis % leaf.ndim for axis in axes)
+
+
+def _batch_axes(leaf: jax.Array, spec: MatrixSpec) -> tuple[int, ...]:
+    matrix = _axes(leaf, spec.inputs + spec.outputs)
+    return tuple(axis for axis in range(leaf.ndim) if axis not in matrix)
+
+
+def _matrix_shape(path: str, leaf: jax.Array, spec: MatrixSpec) -> tuple[int, int]:
+    """(d_in, d_out) of the matrices in a leaf."""
+    axes = spec.inputs + spec.outputs
+    fits = all(-leaf.ndim <= axis < leaf.ndim for axis in axes)
+    if not fits or len(set(_axes(leaf, axes))) != len(axes) or not spec.inputs or not spec.outputs:
+        raise SmoljaxError(
+            f"parameter {path} has shape {list(leaf.shape)}, which holds no matrix with input axes {spec.inputs} and "
+            f"output axes {spec.outputs}: give it another MatrixSpec, or to AdamW"
+        )
+    d_in = math.prod(leaf.shape[axis] for axis in spec.inputs)
+    return d_in, math.prod(leaf.shape[axis] for axis in spec.outputs)
+
+
+def _specs_by_path(specs: Specs, params: optax.Params) -> dict[str, MatrixSpec]:
+    """The MatrixSpec of every leaf; looked up by path, so that trees masked by optax work too."""
+    if specs is None:
+        return dict.fromkeys(by_path(params), MatrixSpec())
+    found = by_path(specs(params) if callable(specs) else specs)
+    missing = [path for path in by_path(params) if not isinstance(found.get(path), MatrixSpec)]
+    if missing:
+        raise SmoljaxError(
+            f"Muon has no MatrixSpec for {', '.join(missing)}: give each leaf one, or send it to AdamW"
+        )
+    return found
+
+
+def _stack_sharding(
+    mesh: Mesh | None, mesh_axis: str | tuple[str, ...] | None
+) -> tuple[NamedSharding, int] | None:
+    """The sharding of a stack [B, M, N] and the number of parts it makes; None where nothing is split."""
+    if mesh is None or mesh_axis is None:
+        if mesh is not None or mesh_axis is not None:
+            raise SmoljaxError("give mesh and mesh_axis together, or neither")
+        return None
+    names = (mesh_axis,) if isinstance(mesh_axis, str) else tuple(mesh_axis)
+    for name in names:
+        if name not in mesh.shape:
+            raise SmoljaxError(
+                f"mesh_axis {name!r} is not an axis of the mesh: it has {', '.join(mesh.axis_names)}"
+            )
+    parts = math.prod(mesh.shape[name] for name in names)
+    return NamedSharding(mesh, PartitionSpec(names, None, None)), parts
