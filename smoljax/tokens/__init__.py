@@ -1,0 +1,1 @@
+"""Tokenizer and token shards: the one contract that curation and the input pipeline share."""

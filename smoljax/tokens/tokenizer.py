@@ -1,0 +1,461 @@
+"""Text to token ids and back: trains SentencePiece, loads SentencePiece models and `tokenizer.json` files.
+
+Two promises that the libraries alone do not keep:
+
+* A tokenizer trained here gives every text back exactly. SentencePiece writes a space as U+2581, so a U+2581 in
+  the text would come back as a space; such characters are encoded as their three UTF-8 byte pieces instead.
+* Ids of special tokens never come out of text. Where a library would match "<s>" in a document, the text is
+  cut inside the match and its halves are encoded apart.
+"""
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from smoljax.errors import SmoljaxError, require
+from smoljax.files import atomic_directory, atomic_write_json
+
+MODEL_FILE = "tokenizer.model"
+JSON_FILE = "tokenizer.json"
+MANIFEST_FILE = "manifest.json"
+
+_SPACE_MARK = "\u2581"  # What SentencePiece writes for a space.
+# Longest run without a space that the BPE trainer gets: it stores positions inside a word in 16 bits, and a
+# minified script or base64 block would otherwise abort the whole interpreter.
+_LONGEST_WORD = 4096
+# Each text shows one way in which tokenizers lose information.
+_PROBES = (
+    "plain text, 12 words.\n",
+    " leading and trailing ",
+    "two  and   three spaces\t\ttabs",
+    "\r\nlines\n\n\n\rends\n",
+    "ﬁ ligature, Ⅷ, ①, Å ångström, ｆｕｌｌ ｗｉｄｔｈ",
+    "e\u0301 combining, \u0301 alone, \u00e9 composed",
+    "UPPER lower ÀÉ ß",
+    "\ufeffbyte order mark, \u00a0 no-break, \u200b zero width, \u2028 line separator, \u3000 ideographic",
+    "\x00 nul, \x07 bell, \x7f delete, \x85 next line",
+    "\u2581 the mark itself\u2581\u2581 \u2581",
+    "你好，世界 こんにちは 안녕 नमस्ते עברית",
+    "😀👩‍👩‍👧‍👦 \U0010fffd \ue000 \ufffd \u2585 \u2047",
+    "x don't , i ' m . n't ?",
+)
+_BOS_NAMES = ("<s>", "<bos>", "<|begin_of_text|>", "<|startoftext|>", "[BOS]")
+_EOS_NAMES = ("</s>", "<eos>", "<|end_of_text|>", "<|endoftext|>", "[EOS]")
+_PAD_NAMES = ("<pad>", "[PAD]", "<|pad|>")
+
+
+def train(
+    texts: Iterable[str],
+    path: Path | str,
+    *,
+    vocab_size: int,
+    max_bytes: int = 256 * 2**20,
+) -> "Tokenizer":
+    """Trains a SentencePiece BPE tokenizer and writes it, with a manifest, as the folder `path`.
+
+    Byte fallback, digits split one by one, no normalisation of any kind; ids 0 to 3 are <unk>, <s>, </s>, <pad>.
+    The same texts give the same bytes.
+
+    Args:
+      texts: training texts in a fixed order; mix the sources, since only the first `max_bytes` of UTF-8 are used.
+      path: the folder to write ("runs/quickstart/tokenizer"); replaced whole, or not at all.
+      vocab_size: number of ids, with the 256 bytes and the 4 special tokens.
+      max_bytes: how much text is held in memory for training.
+
+    Returns:
+      the tokenizer, loaded from what was written.
+
+    Raises:
+      SmoljaxError: no text, or a vocabulary larger than the text supports.
+    """
+    spm = require("sentencepiece", extra="train")
+    reader = _TrainingTexts(texts, max_bytes)
+    path = Path(path)
+    model = _ModelBytes()
+    try:
+        spm.SentencePieceTrainer.train(
+            sentence_iterator=reader.sentences(),
+            model_writer=model,
+            model_type="bpe",
+            vocab_size=vocab_size,
+            character_coverage=0.9995,
+            byte_fallback=True,
+            split_digits=True,
+            normalization_rule_name="identity",
+            add_dummy_prefix=False,
+            remove_extra_whitespaces=False,
+            allow_whitespace_only_pieces=True,
+            max_sentence_length=2**30,
+            num_threads=1,
+            unk_id=0,
+            bos_id=1,
+            eos_id=2,
+            pad_id=3,
+            minloglevel=2,
+        )
+    except (RuntimeError, OSError) as error:
+        raise _training_error(error, reader, vocab_size) from error
+    with atomic_directory(path) as folder:
+        (folder / MODEL_FILE).write_bytes(model.data)
+        tokenizer = load(folder)
+        manifest = {
+            "kind": "sentencepiece-bpe",
+            "file": MODEL_FILE,
+            "vocab_size": tokenizer.vocab_size,
+            "fingerprint": tokenizer.fingerprint,
+            "bos_id": tokenizer.bos_id,
+            "eos_id": tokenizer.eos_id,
+            "pad_id": tokenizer.pad_id,
+            "training_texts": reader.texts,
+            "training_bytes": reader.bytes,
+        }
+        atomic_write_json(folder / MANIFEST_FILE, manifest)
+    return load(path)
+
+
+def load(
+    path: Path | str,
+    *,
+    bos: str | None = None,
+    eos: str | None = None,
+    pad: str | None = None,
+) -> "Tokenizer":
+    """Loads a tokenizer: a folder written by `train`, a SentencePiece `.model`, or a `tokenizer.json`.
+
+    Args:
+      path: the file, or a folder that holds `tokenizer.model` or `tokenizer.json`.
+      bos, eos, pad: names of the tokens that begin and end a document and fill a batch, where the file does not
+        say (a `tokenizer.json` may have a `tokenizer_config.json` beside it, which is read). A missing pad is
+        replaced by eos: padding is masked by its segment id, never by its token.
+
+    Raises:
+      SmoljaxError: no such file, not a tokenizer, or no token that begins or ends a document.
+    """
+    file = _tokenizer_file(Path(path))
+    data = file.read_bytes()
+    names = {"bos": bos, "eos": eos, "pad": pad}
+    if data[:1] == b"{":
+        return Tokenizer(_HuggingFace(file, data, names))
+    return Tokenizer(_SentencePiece(file, data, names))
+
+
+class Tokenizer:
+    """Encodes and decodes text.
+
+    Attributes:
+      vocab_size: number of ids; every id is below it.
+      bos_id, eos_id, pad_id: ids that begin and end a document and fill a batch.
+      fingerprint: hex digest of everything that determines ids; token shards carry it.
+      lossy: why `decode(encode(text))` may differ from `text`, as a sentence; None when texts come back exactly.
+    """
+
+    def __init__(self, model: "_SentencePiece | _HuggingFace"):
+        self._model = model
+        self.vocab_size = model.vocab_size
+        self.bos_id, self.eos_id, self.pad_id = model.bos_id, model.eos_id, model.pad_id
+        self.fingerprint = model.fingerprint
+        special_ids = {self.bos_id, self.eos_id, self.pad_id, *model.special_ids}
+        self._is_special = np.zeros(self.vocab_size, bool)
+        self._is_special[list(special_ids)] = True
+        names = sorted({name for i in special_ids if (name := model.name(i))}, key=len)
+        self._special_names = re.compile("|".join(re.escape(name) for name in reversed(names)))
+        self.lossy = self._find_loss()
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of `text`, without bos and eos; never an id of a special token."""
+        return self.encode_batch([text], num_threads=1)[0].tolist()
+
+    def encode_batch(
+        self, texts: Sequence[str], *, num_threads: int | None = None
+    ) -> list[np.ndarray]:
+        """Ids of each text as an int32 array, encoded by `num_threads` threads (all cores by default).
+
+        Raises:
+          SmoljaxError: a text holds lone surrogates, so that it has no UTF-8 form.
+        """
+        try:
+            batch = self._model.encode_batch(list(texts), num_threads or os.cpu_count() or 1)
+        except (UnicodeEncodeError, TypeError) as error:
+            raise _unencodable(texts, error) from error
+        arrays = [np.asarray(ids, np.int32) for ids in batch]
+        for i, ids in enumerate(arrays):
+            if self._is_special[ids].any():
+                arrays[i] = self._encode_around_specials(texts[i])
+        return arrays
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of `ids`; special tokens leave nothing, and bytes that are not UTF-8 become U+FFFD.
+
+        Raises:
+          SmoljaxError: an id is outside the vocabulary.
+        """
+        ids = [int(i) for i in ids]
+        for i in ids:
+            if not 0 <= i < self.vocab_size:
+                raise SmoljaxError(
+                    f"token id {i} is outside the vocabulary of {self.vocab_size} ids: "
+                    "these ids were made by another tokenizer"
+                )
+        return self._model.decode([i for i in ids if not self._is_special[i]])
+
+    def _encode_around_specials(self, text: str) -> np.ndarray:
+        pieces, start = [], 0
+        for match in self._special_names.finditer(text):
+            pieces.append(text[start : match.start() + 1])
+            start = match.start() + 1
+        pieces.append(text[start:])
+        encoded = self._model.encode_batch(pieces, 1)
+        ids = np.concatenate([np.asarray(piece, np.int32) for piece in encoded])
+        # What is left is the unknown token: the model has no piece for these characters, and that is honest.
+        if np.any(self._is_special[ids] & (ids != self._model.unk_id)):
+            raise SmoljaxError(
+                f"{self._model.file} turns plain text into a special token and cannot be told not to "
+                f"(in {text[:60]!r}...): use another tokenizer"
+            )
+        return ids
+
+    def _find_loss(self) -> str | None:
+        for text in _PROBES:
+            back = self.decode(self.encode(text))
+            if back != text:
+                return (
+                    f"{self._model.file} does not give every text back: {text!r} becomes {back!r}. "
+                    "Bits per byte and samples then speak of the changed text"
+                )
+        return None
+
+
+class _SentencePiece:
+    """A SentencePiece model; U+2581 goes around it where the model is of the kind that `train` makes."""
+
+    def __init__(self, file: Path, data: bytes, names: dict[str, str | None]):
+        spm = require("sentencepiece", extra="train")
+        self.file = file
+        try:
+            self._sp = spm.SentencePieceProcessor(model_proto=data)
+            self.vocab_size = self._sp.get_piece_size()
+        except RuntimeError as error:
+            raise _not_a_tokenizer(file) from error
+        if self.vocab_size == 0:
+            raise _not_a_tokenizer(file)
+        sp, ids = self._sp, range(self.vocab_size)
+        self.unk_id = sp.unk_id()
+        # The unknown token is left out where bytes spell what no piece covers, since it then never appears.
+        self.special_ids = {i for i in ids if sp.is_control(i) or sp.is_unknown(i)}
+        by_name = {sp.id_to_piece(i): i for i in ids}
+        own = {"bos": sp.bos_id(), "eos": sp.eos_id(), "pad": sp.pad_id()}
+        own = {role: i for role, i in own.items() if i >= 0}
+        controls = [sp.id_to_piece(i) for i in sorted(self.special_ids)]
+        self.bos_id, self.eos_id, self.pad_id = _find_roles(file, names, own, by_name, controls)
+        self.fingerprint = _digest(data, self.bos_id, self.eos_id, self.pad_id)
+        bytes_of_mark = [by_name.get(f"<0x{byte:02X}>") for byte in _SPACE_MARK.encode()]
+        plain_prefix = sp.encode("a", out_type=str)[:1] == ["a"]
+        self._mark_ids = bytes_of_mark if plain_prefix and None not in bytes_of_mark else None
+
+    def name(self, i: int) -> str:
+        return self._sp.id_to_piece(i)
+
+    def encode_batch(self, texts: list[str], num_threads: int) -> list[list[int]]:
+        batch = self._sp.encode(texts, num_threads=num_threads)
+        if self._mark_ids is not None:
+            for i, text in enumerate(texts):
+                if _SPACE_MARK in text:
+                    batch[i] = self._encode_around_marks(text)
+        return batch
+
+    def decode(self, ids: list[int]) -> str:
+        return self._sp.decode(ids)
+
+    def _encode_around_marks(self, text: str) -> list[int]:
+        first, *rest = self._sp.encode(text.split(_SPACE_MARK), num_threads=1)
+        for piece in rest:
+            first += self._mark_ids + piece
+        return first
+
+
+class _HuggingFace:
+    """A `tokenizer.json` of the library `tokenizers`, without its template, truncation and padding."""
+
+    def __init__(self, file: Path, data: bytes, names: dict[str, str | None]):
+        tokenizers = require("tokenizers", extra="train")
+        self.file = file
+        try:
+            content = json.loads(data)
+            # These never take part: a document gets bos and eos from the shard writer, and is never cut.
+            content.update(post_processor=None, truncation=None, padding=None)
+            probe = tokenizers.Tokenizer.from_str(json.dumps(content))
+        except Exception as error:  # The library raises plain Exception.
+            raise _not_a_tokenizer(file) from error
+        added = content.get("added_tokens") or []
+        by_name = probe.get_vocab(with_added_tokens=True)
+        own = {
+            role: by_name[name]
+            for role, name in _names_beside(file).items()
+            if name is not None and name in by_name
+        }
+        specials = [token["content"] for token in added if token.get("special")]
+        self.bos_id, self.eos_id, self.pad_id = _find_roles(file, names, own, by_name, specials)
+        for token in added:
+            # A role may be filled by a token that the file calls ordinary; text must not reach it either.
+            token["special"] |= token["id"] in (self.bos_id, self.eos_id, self.pad_id)
+        self._model = tokenizers.Tokenizer.from_str(json.dumps(content))
+        self._model.encode_special_tokens = True  # "<s>" in a text is three characters.
+        self.special_ids = {token["id"] for token in added if token["special"]}
+        unk = content.get("model", {}).get("unk_token")
+        self.unk_id = by_name.get(unk) if isinstance(unk, str) else None
+        self.vocab_size = max(by_name.values()) + 1
+        canonical = json.dumps(content, sort_keys=True).encode()
+        self.fingerprint = _digest(canonical, self.bos_id, self.eos_id, self.pad_id)
+
+    def name(self, i: int) -> str | None:
+        return self._model.id_to_token(i)
+
+    def encode_batch(self, texts: list[str], num_threads: int) -> list[list[int]]:
+        # The library's threads are set for the whole process (RAYON_NUM_THREADS), not per call.
+        if num_threads == 1 and len(texts) == 1:
+            return [self._model.encode(texts[0], add_special_tokens=False).ids]
+        batch = self._model.encode_batch_fast(texts, add_special_tokens=False)
+        return [encoding.ids for encoding in batch]
+
+    def decode(self, ids: list[int]) -> str:
+        return self._model.decode(ids, skip_special_tokens=False)
+
+
+class _ModelBytes:
+    """A writer that the SentencePiece trainer fills."""
+
+    data = b""
+
+    def write(self, data: bytes) -> None:
+        self.data += data
+
+
+class _TrainingTexts:
+    """Cuts texts into sentences for the trainer, and counts what it read."""
+
+    def __init__(self, texts: Iterable[str], max_bytes: int):
+        self._texts, self._max_bytes = texts, max_bytes
+        self.texts = self.bytes = 0
+        self._long_word = re.compile(f"[^ ]{{{_LONGEST_WORD}}}")
+
+    def sentences(self) -> Iterator[str]:
+        for text in self._texts:
+            if self.bytes >= self._max_bytes:
+                return
+            self.texts += 1
+            self.bytes += len(text.encode("utf-8", "replace"))
+            # The trainer skips any sentence with NUL, and drops U+2581 as a space: both are spelt by bytes anyway.
+            for part in re.split("[\x00\u2581\ud800-\udfff]+", text):
+                if self._long_word.search(part):
+                    part = self._long_word.sub(lambda match: match[0] + " ", part)
+                if part:
+                    yield part
+
+
+def _training_error(error: Exception, reader: _TrainingTexts, vocab_size: int) -> SmoljaxError:
+    if reader.bytes == 0:
+        return SmoljaxError(
+            "there is no text to train a tokenizer on (0 bytes): curate documents first, and see "
+            "whether the filters removed them all"
+        )
+    if limit := re.search(r"set it to a value <= (\d+)", str(error)):
+        return SmoljaxError(
+            f"tokenizer vocab_size is {vocab_size}, but {reader.bytes:,} bytes of text support at most "
+            f"{limit[1]} ids: lower vocab_size, or train on more text"
+        )
+    if vocab_size < 512:
+        return SmoljaxError(
+            f"tokenizer vocab_size is {vocab_size}, too small for 256 bytes, 4 special tokens and the characters "
+            "of the text: use at least 512"
+        )
+    return SmoljaxError(f"the tokenizer could not be trained (vocab_size {vocab_size}): {error}")
+
+
+def _tokenizer_file(path: Path) -> Path:
+    if path.is_dir():
+        for name in (MODEL_FILE, JSON_FILE):
+            if (path / name).is_file():
+                return path / name
+        raise SmoljaxError(
+            f"{path} holds neither {MODEL_FILE} nor {JSON_FILE}: name the tokenizer file itself, or train one first"
+        )
+    if not path.is_file():
+        raise SmoljaxError(
+            f"tokenizer file {path} does not exist: name a SentencePiece .model or a tokenizer.json, "
+            "or train one first"
+        )
+    return path
+
+
+def _not_a_tokenizer(file: Path) -> SmoljaxError:
+    return SmoljaxError(
+        f"{file} is not a tokenizer: expected a SentencePiece .model or a Hugging Face tokenizer.json"
+    )
+
+
+def _names_beside(file: Path) -> dict[str, str | None]:
+    """Token names by role from the files that Hugging Face puts beside a tokenizer.json."""
+    found: dict[str, str | None] = {}
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+        try:
+            config = json.loads((file.parent / name).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        for role in ("bos", "eos", "pad"):
+            token = config.get(f"{role}_token")
+            token = token.get("content") if isinstance(token, dict) else token
+            found[role] = token or found.get(role)
+    return found
+
+
+def _find_roles(
+    file: Path,
+    names: dict[str, str | None],
+    own: dict[str, int],
+    by_name: dict[str, int],
+    specials: list[str],
+) -> tuple[int, int, int]:
+    """Ids of bos, eos, pad: as the caller names them, as the file says, or by a usual name."""
+    roles = dict(own)
+    usual = {"bos": _BOS_NAMES, "eos": _EOS_NAMES, "pad": _PAD_NAMES}
+    for role, name in names.items():
+        if name is not None:
+            if name not in by_name:
+                raise SmoljaxError(
+                    f"{role} token {name!r} is not in {file}; its special tokens are {', '.join(specials) or 'none'}"
+                )
+            roles[role] = by_name[name]
+        elif role not in roles:
+            found = [by_name[usual_name] for usual_name in usual[role] if usual_name in by_name]
+            if found:
+                roles[role] = found[0]
+    for role, purpose in (("bos", "begins"), ("eos", "ends")):
+        if role not in roles:
+            raise SmoljaxError(
+                f"{file} does not say which token {purpose} a document: name it, load(path, {role}=...); "
+                f"its special tokens are {', '.join(specials) or 'none'}"
+            )
+    return roles["bos"], roles["eos"], roles.get("pad", roles["eos"])
+
+
+def _unencodable(texts: Sequence[str], error: Exception) -> SmoljaxError:
+    for i, text in enumerate(texts):
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as problem:
+            return SmoljaxError(
+                f"text {i} of the batch has no UTF-8 form: lone surrogate U+{ord(text[problem.start]):04X} at "
+                f"character {problem.start}; decode its bytes with errors='replace'"
+            )
+        except AttributeError:
+            return SmoljaxError(f"text {i} of the batch is {type(text).__name__}, expected str")
+    return SmoljaxError(f"the batch could not be encoded: {error}")
+
+
+def _digest(data: bytes, *ids: int) -> str:
+    return hashlib.sha256(data + repr(ids).encode()).hexdigest()
