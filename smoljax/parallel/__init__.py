@@ -8,7 +8,6 @@ from smoljax.parallel.rules import (
     local_rows,
     param_shardings,
     put_batch,
-    state_shardings,
 )
 
 __all__ = [
@@ -21,5 +20,4 @@ __all__ = [
     "make_mesh",
     "param_shardings",
     "put_batch",
-    "state_shardings",
 ]

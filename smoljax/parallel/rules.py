@@ -72,37 +72,6 @@ def param_shardings(mesh: Mesh, logical_axes: dict, shapes: dict) -> dict:
     )
 
 
-def state_shardings(mesh: Mesh, shardings: dict, shapes: dict, state_shapes: object) -> object:
-    """Shardings of an optimizer state.
-
-    A leaf whose path ends with a parameter's path and whose shape is that parameter's (a moment) is
-    placed like the parameter; every other leaf (a count, a norm) is replicated.
-
-    Args:
-      mesh: the device mesh.
-      shardings: NamedSharding of each parameter.
-      shapes: shape of each parameter, same tree.
-      state_shapes: the state as `jax.eval_shape` gives it.
-    """
-    places = {
-        _keys(path): (leaf.shape, sharding)
-        for (path, leaf), sharding in zip(
-            jax.tree_util.tree_leaves_with_path(shapes), jax.tree.leaves(shardings)
-        )
-    }
-    replicated = NamedSharding(mesh, PartitionSpec())
-
-    def place(path, leaf):
-        keys = _keys(path)
-        for start in range(len(keys)):
-            shape, sharding = places.get(keys[start:], (None, None))
-            if shape == leaf.shape:
-                return sharding
-        return replicated
-
-    return jax.tree_util.tree_map_with_path(place, state_shapes)
-
-
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Sharding of a [B, S] array: rows over data and fsdp, columns over context."""
     return NamedSharding(mesh, PartitionSpec(BATCH, "context"))
@@ -161,9 +130,3 @@ def _size(mesh: Mesh, axes: str | tuple | None) -> int:
         return 1
     names = (axes,) if isinstance(axes, str) else axes
     return math.prod(mesh.shape[name] for name in names)
-
-
-def _keys(path: tuple) -> tuple[str, ...]:
-    return tuple(
-        str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path
-    )

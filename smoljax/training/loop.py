@@ -224,7 +224,9 @@ def _describe(run: Run) -> None:
     data = run.config["data"]
     _say(
         optim.describe(
-            run.optimizer_config, run.params_shapes, logical_axes=logical_axes(run.model)
+            run.params_shapes,
+            optim.treatments(run.optimizer_config),
+            logical_axes=logical_axes(run.model),
         )
     )
     _say(

@@ -122,7 +122,7 @@ class Run:
         section.pop("directory", None)
         section.setdefault("seed", self.config["seed"])
         section |= {
-            "directory": str(self._place("data")),
+            "directory": str(self.shards_directory),
             "split": split,
             "tokenizer_fingerprint": self.tokenizer.fingerprint,
         }
@@ -148,6 +148,11 @@ class Run:
         step = checkpoints.latest_step()
         checkpoints.close()
         return step, params
+
+    @property
+    def shards_directory(self) -> Path:
+        """Where the token shards of all sources are."""
+        return self._place("data")
 
     def _place(self, name: str) -> Path:
         """A folder that the config may name; the workdir's own otherwise."""

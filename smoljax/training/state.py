@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from smoljax import parallel
+from smoljax import optim, parallel
 from smoljax.model import ModelConfig, init, logical_axes
 
 
@@ -29,10 +29,11 @@ def state_shapes(config: ModelConfig, optimizer: optax.GradientTransformation) -
 def state_shardings(mesh: Mesh, config: ModelConfig, shapes: TrainState) -> TrainState:
     """Where each leaf of the state lives."""
     params = parallel.param_shardings(mesh, logical_axes(config), shapes.params)
+    replicated = NamedSharding(mesh, PartitionSpec())
     return TrainState(
-        step=NamedSharding(mesh, PartitionSpec()),
+        step=replicated,
         params=params,
-        opt_state=parallel.state_shardings(mesh, params, shapes.params, shapes.opt_state),
+        opt_state=optim.place_state(shapes.opt_state, shapes.params, params, otherwise=replicated),
     )
 
 

@@ -1,0 +1,32 @@
+# Two commands: `make quickstart` and `make test`. PYTHON picks the interpreter (3.11 or 3.12).
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: quickstart test lint format install golden
+
+quickstart: install  ## raw pages and PDFs to a trained, evaluated, talking model, in runs/quickstart
+	$(BIN)/python -m smoljax.flow --config=configs/quickstart.py --workdir=runs/quickstart
+
+test: install lint  ## lint, format check and the test suite
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: install
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+golden: install  ## rewrite tests/golden after a deliberate change of a config
+	$(BIN)/python -m tests.golden.flatten
+
+install: $(INSTALLED)
+
+$(INSTALLED): setup.py
+	$(PYTHON) -c 'import sys; sys.exit(None if (3, 11) <= sys.version_info[:2] < (3, 14) else f"smoljax needs Python 3.11 to 3.13, {sys.executable} is {sys.version.split()[0]}: run make PYTHON=python3.11")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -e '.[train,data,report,test]'
+	touch $@

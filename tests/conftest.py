@@ -1,0 +1,27 @@
+"""What all tests share: the CPU, a compile cache, and no silent rank promotion."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("JAX_NUMPY_RANK_PROMOTION", "raise")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault(
+    "JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parent.parent / ".pytest_cache" / "compiled")
+)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+
+
+def pytest_collection_modifyitems(items):
+    """Tests in tests/gpu run only where a GPU is."""
+    gpu_tests = [item for item in items if "gpu" in Path(item.fspath).parts]
+    if not gpu_tests:
+        return
+    import jax
+
+    if jax.default_backend() != "gpu":
+        for item in gpu_tests:
+            item.add_marker(pytest.mark.skip(reason="no GPU here"))
