@@ -34,6 +34,8 @@ COEFFICIENTS = {
     ),
 }
 
+FORMS = ("auto", "standard", "gram")
+
 # Polar Express divides by a little more than the Frobenius norm, and its rows undo that.
 NORM_FACTOR = {"polar_express": 1.02}
 
@@ -45,6 +47,7 @@ def newton_schulz(
     steps: int = 5,
     dtype: jax.typing.DTypeLike | None = None,
     eps: float = 1e-7,
+    form: str = "auto",
 ) -> jax.Array:
     """Replaces every singular value of each matrix by about 1, keeping its singular vectors.
 
@@ -54,29 +57,38 @@ def newton_schulz(
       coefficients: "polar_express", "keller", "dion", one row (a, b, c) for every step, or rows [k, 3] in order.
         The first `steps` rows are used; past the last row, the last is repeated.
       steps: number of steps.
-      dtype: dtype of the products; None keeps the dtype of x. The norm is taken in float32.
+      dtype: dtype of the products; None keeps the dtype of x. Norm and accumulation are in float32.
       eps: added to the Frobenius norm before dividing by it.
+      form: "standard" applies every step to the matrix; "gram" iterates on its Gram matrix and applies two or three steps at
+        once, which costs 8 m^2 n + 28 m^3 instead of 20 m^2 n + 10 m^3 for five steps on m x n. "auto" takes
+        "gram" where it is both cheaper by a tenth (n >= 2 m) and as exact (float32).
 
     Returns:
       An array of the shape and dtype of x.
 
     Raises:
-      SmoljaxError: x is no real float matrix, or the coefficients are not known.
+      SmoljaxError: x is no real float matrix, or the coefficients or the form are not known.
     """
     if x.ndim < 2 or not jnp.issubdtype(x.dtype, jnp.floating):
         raise SmoljaxError(
             f"newton_schulz got {x.dtype}{list(x.shape)}: pass real float matrices [..., rows, columns]"
         )
+    if form not in FORMS:
+        raise SmoljaxError(f"form is {form!r}: choose one of {', '.join(FORMS)}")
     rows = coefficient_rows(coefficients, steps)
     factor = NORM_FACTOR.get(coefficients, 1.0) if isinstance(coefficients, str) else 1.0
     tall = x.shape[-2] > x.shape[-1]
-    x_BMN = x.mT if tall else x
-    norm_B11 = jnp.sqrt(
-        jnp.sum(jnp.square(x_BMN.astype(jnp.float32)), axis=(-2, -1), keepdims=True)
-    )
+    x_BMN = (x.mT if tall else x).astype(jnp.float32)
+    norm_B11 = jnp.sqrt(jnp.sum(jnp.square(x_BMN), axis=(-2, -1), keepdims=True))
     x_BMN = (x_BMN / (norm_B11 * factor + eps)).astype(dtype or x.dtype)
-    for a, b, c in rows:
-        x_BMN = _step(x_BMN, a, b, c)
+    wide = x_BMN.shape[-1] >= 2 * x_BMN.shape[-2]
+    if form == "gram" or (form == "auto" and wide and x_BMN.dtype == jnp.float32):
+        for block in _gram_blocks(rows):
+            x_BMN = _gram_steps(x_BMN, block)
+    else:
+        for row in rows:
+            a_BMM = _product(x_BMN, x_BMN, transpose=True)
+            x_BMN = _product(_polynomial(a_BMM, row).astype(x_BMN.dtype), x_BMN)
     return (x_BMN.mT if tall else x_BMN).astype(x.dtype)
 
 
@@ -102,7 +114,46 @@ def coefficient_rows(coefficients: str | Sequence, steps: int) -> tuple[tuple[fl
     return tuple(tuple(table[min(i, len(table) - 1)].tolist()) for i in range(steps))
 
 
-def _step(x_BMN: jax.Array, a: float, b: float, c: float) -> jax.Array:
-    a_BMM = jnp.einsum("...mn,...kn->...mk", x_BMN, x_BMN)
-    b_BMM = b * a_BMM + c * jnp.einsum("...mk,...kl->...ml", a_BMM, a_BMM)
-    return a * x_BMN + jnp.einsum("...mk,...kn->...mn", b_BMM, x_BMN)
+def _gram_blocks(rows: tuple) -> list[tuple]:
+    """Steps that share one Gram matrix. Rounding in it grows with every step: after two, and then every three, it is made anew.
+
+    With one block for all five steps, float32 loses a factor of 50 in accuracy on a spectrum 1/i^2, and bfloat16 diverges.
+    """
+    return [rows[:2], *(rows[start : start + 3] for start in range(2, len(rows), 3))]
+
+
+def _gram_steps(x_BMN: jax.Array, rows: tuple) -> jax.Array:
+    """Several steps at once: X <- Z_k ... Z_1 X, where Z_i follows from the Gram matrix R alone and R <- Z R Z."""
+    r_BMM = _product(x_BMN, x_BMN, transpose=True, out=jnp.float32)
+    q_BMM = None
+    for i, row in enumerate(rows):
+        z_BMM = _polynomial(r_BMM, row)
+        q_BMM = z_BMM if q_BMM is None else _product(z_BMM, q_BMM)
+        if i + 1 < len(rows):
+            r_BMM = _product(_product(z_BMM, r_BMM), z_BMM)
+    return _product(q_BMM.astype(x_BMN.dtype), x_BMN)
+
+
+def _polynomial(a_BMM: jax.Array, row: tuple[float, float, float]) -> jax.Array:
+    """a I + b A + c A A. The identity stands inside, so that X is read once, by the product that follows."""
+    a, b, c = row
+    square_BMM = _product(a_BMM, a_BMM)
+    return a * jnp.eye(a_BMM.shape[-1], dtype=a_BMM.dtype) + b * a_BMM + c * square_BMM
+
+
+def _product(
+    x_BMK: jax.Array,
+    y_BKN: jax.Array,
+    *,
+    transpose: bool = False,
+    out: jax.typing.DTypeLike | None = None,
+) -> jax.Array:
+    """Batched x @ y, or x @ y^T, accumulated in float32; float32 stays float32 on accelerators too."""
+    product = jnp.einsum(
+        "...mk,...nk->...mn" if transpose else "...mk,...kn->...mn",
+        x_BMK,
+        y_BKN,
+        precision=jax.lax.Precision.HIGHEST if x_BMK.dtype == jnp.float32 else None,
+        preferred_element_type=jnp.float32,
+    )
+    return product.astype(out or x_BMK.dtype)

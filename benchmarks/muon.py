@@ -1,0 +1,162 @@
+"""Times Muon's update and apply beside optax.contrib.muon: both in one run, alternating, the fastest of several rounds.
+
+Command:   python benchmarks/muon.py [--rounds=7] [--large]
+Settings:  equal on both sides: Keller's coefficients, 5 steps, Nesterov, scale sqrt(max(1, d_out / d_in)), float32.
+
+B stacked matrices, M rows, N columns
+"""
+
+import argparse
+import datetime
+import os
+import platform
+import time
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from smoljax import optim
+
+COEFFICIENTS = optim.COEFFICIENTS["keller"][0]
+
+
+def shapes_of_decoder(
+    *, num_layers: int, hidden: int, heads: int, kv_heads: int, intermediate: int
+) -> dict[str, tuple[int, ...]]:
+    """The hidden matrices of a SmolLM3-style decoder, layers stacked, heads flat."""
+    width = hidden // heads
+    return {
+        "query": (num_layers, hidden, heads * width),
+        "key": (num_layers, hidden, kv_heads * width),
+        "value": (num_layers, hidden, kv_heads * width),
+        "output": (num_layers, heads * width, hidden),
+        "gate": (num_layers, hidden, intermediate),
+        "up": (num_layers, hidden, intermediate),
+        "down": (num_layers, intermediate, hidden),
+    }
+
+
+QUICKSTART = dict(num_layers=4, hidden=256, heads=4, kv_heads=2, intermediate=688)
+CASES = {
+    "12 x 512x512 separate": {f"w{i:02}": (512, 512) for i in range(12)},
+    "12 x 512x512 stacked": {"w": (12, 512, 512)},
+    "12 x 512x2048 separate": {f"w{i:02}": (512, 2048) for i in range(12)},
+    "12 x 512x2048 stacked": {"w": (12, 512, 2048)},
+    "quickstart, layers stacked": shapes_of_decoder(**QUICKSTART),
+}
+LARGE = {
+    "SmolLM2-135M, layers stacked": shapes_of_decoder(
+        num_layers=30, hidden=576, heads=9, kv_heads=3, intermediate=1536
+    )
+}
+
+
+def ours() -> optax.GradientTransformation:
+    """smoljax's Muon at the shared settings."""
+    return optim.muon(0.02, coefficients=COEFFICIENTS, scale="keller", bias_correction=True)
+
+
+def theirs() -> optax.GradientTransformation:
+    """optax's Muon at the shared settings."""
+    numbers = optax.contrib.MuonDimensionNumbers(reduction_axis=-2, output_axis=-1)
+    return optax.contrib.muon(
+        0.02, muon_weight_dimension_numbers=lambda params: jax.tree.map(lambda _: numbers, params)
+    )
+
+
+def main() -> None:
+    """Prints one line for each case."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--large", action="store_true", help="also SmolLM2-135M, which takes long")
+    arguments = parser.parse_args()
+    print(
+        f"{datetime.date.today()}  jax {jax.__version__}, optax {optax.__version__}, {jax.devices()[0].device_kind}, "
+        f"{os.cpu_count()} cores, {platform.machine()}, load {os.getloadavg()[0]:.1f}; fastest of {arguments.rounds}"
+    )
+    print(
+        f"{'case':30} {'optax ms':>9} {'ours ms':>9} {'speed':>6} {'optax MiB':>10} {'ours MiB':>9} {'matmul limit ms':>16}"
+    )
+    for name, shapes in (CASES | (LARGE if arguments.large else {})).items():
+        key = jax.random.key(0)
+        params = {
+            leaf: jax.random.normal(jax.random.fold_in(key, i), shape) * 0.02
+            for i, (leaf, shape) in enumerate(shapes.items())
+        }
+        sides = [Side(theirs(), params), Side(ours(), params), MatmulLimit(shapes)]
+        for _ in range(arguments.rounds):
+            for side in sides:
+                side.round()
+        optax_side, our_side, limit = sides
+        difference = max(
+            float(jnp.max(jnp.abs(optax_side.first[leaf] - our_side.first[leaf])))
+            for leaf in params
+        )
+        assert difference < 1e-5, f"the two sides disagree by {difference}"
+        print(
+            f"{name:30} {optax_side.best * 1e3:9.1f} {our_side.best * 1e3:9.1f} {optax_side.best / our_side.best:5.2f}x"
+            f" {optax_side.temporary_mib:10.0f} {our_side.temporary_mib:9.0f} {limit.best * 1e3:16.1f}",
+            flush=True,
+        )
+
+
+class Side:
+    """One compiled update-and-apply, with its fastest time and temporary memory."""
+
+    def __init__(self, transform: optax.GradientTransformation, params: dict[str, jax.Array]):
+        def step(params, state, gradients):
+            updates, state = transform.update(gradients, state, params)
+            return optax.apply_updates(params, updates), state
+
+        self.gradients = jax.tree.map(lambda leaf: leaf[..., ::-1] * 3.0, params)
+        state = jax.jit(transform.init)(params)
+        self.compiled = (
+            jax.jit(step, donate_argnums=(0, 1)).lower(params, state, self.gradients).compile()
+        )
+        self.temporary_mib = self.compiled.memory_analysis().temp_size_in_bytes / 2**20
+        self.first = jax.jit(step)(params, state, self.gradients)[0]
+        self.carry = (jax.tree.map(jnp.copy, params), state)
+        self.best = float("inf")
+
+    def round(self) -> None:
+        """Runs and times one step."""
+        start = time.perf_counter()
+        self.carry = jax.block_until_ready(self.compiled(*self.carry, self.gradients))
+        self.best = min(self.best, time.perf_counter() - start)
+
+
+class MatmulLimit:
+    """The three products of every standard step and nothing else, all matrices of one shape in one batch."""
+
+    def __init__(self, shapes: dict[str, tuple[int, ...]]):
+        counts: dict[tuple[int, int], int] = {}
+        for *batch, rows, columns in shapes.values():
+            key = (min(rows, columns), max(rows, columns))
+            counts[key] = counts.get(key, 0) + (batch[0] if batch else 1)
+        self.stacks = [jnp.ones((count, *shape)) / 1000 for shape, count in counts.items()]
+
+        def products(x_BMN):
+            for _ in range(5):
+                a_BMM = jnp.einsum("bmn,bkn->bmk", x_BMN, x_BMN)
+                a_BMM = jnp.einsum("bmk,bkl->bml", a_BMM, a_BMM)
+                x_BMN = jnp.einsum("bmk,bkn->bmn", a_BMM, x_BMN)
+            return x_BMN
+
+        self.compiled: list[Callable] = [
+            jax.jit(products).lower(stack).compile() for stack in self.stacks
+        ]
+        self.best = float("inf")
+
+    def round(self) -> None:
+        """Runs and times all products once."""
+        start = time.perf_counter()
+        jax.block_until_ready(
+            [compiled(stack) for compiled, stack in zip(self.compiled, self.stacks)]
+        )
+        self.best = min(self.best, time.perf_counter() - start)
+
+
+if __name__ == "__main__":
+    main()
