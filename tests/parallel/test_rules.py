@@ -1,0 +1,71 @@
+"""Shardings from logical axes, and errors that name what does not divide."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AbstractMesh, AxisType, PartitionSpec
+
+from smoljax import parallel
+from smoljax.errors import SmoljaxError
+
+AUTO = (AxisType.Auto,) * 4
+
+
+def abstract_mesh(data, fsdp, tensor, context):
+    return AbstractMesh((data, fsdp, tensor, context), parallel.AXES, axis_types=AUTO)
+
+
+def test_a_matrix_is_split_over_fsdp_and_tensor():
+    shapes = {"up": jax.ShapeDtypeStruct((4, 16, 64), jnp.float32)}
+    axes = {"up": ("layers", "embed", "mlp")}
+    placed = parallel.param_shardings(abstract_mesh(1, 4, 2, 1), axes, shapes)
+    assert placed["up"].spec == PartitionSpec(None, "fsdp", "tensor")
+    assert placed["up"].shard_shape((4, 16, 64)) == (4, 4, 32)
+
+
+def test_an_axis_that_does_not_divide_is_named():
+    shapes = {"layers": {"key": jax.ShapeDtypeStruct((4, 16, 3, 8), jnp.float32)}}
+    axes = {"layers": {"key": ("layers", "embed", "kv_heads", "head_dim")}}
+    with pytest.raises(SmoljaxError, match=r"key.*kv_heads.*size 3.*2 devices.*tensor"):
+        parallel.param_shardings(abstract_mesh(1, 1, 2, 1), axes, shapes)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "shape"),
+    [
+        ({}, (8, 1, 1, 1)),
+        ({"data": 1, "fsdp": -1}, (1, 8, 1, 1)),
+        ({"data": -1, "tensor": 2, "context": 2}, (2, 1, 2, 2)),
+    ],
+)
+def test_the_free_axis_takes_what_is_left(sizes, shape):
+    assert parallel.MeshConfig(**sizes).shape(8) == shape
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({"data": 3}, "does not divide 8 devices"),
+        ({"data": 2, "fsdp": 2}, "does not divide 8 devices"),
+        ({"data": -1, "fsdp": -1}, "only one may be -1"),
+        ({"data": 0}, "count of devices"),
+    ],
+)
+def test_a_mesh_that_does_not_fit_is_refused(sizes, message):
+    with pytest.raises(SmoljaxError, match=message):
+        parallel.MeshConfig(**sizes).shape(8)
+
+
+def test_a_batch_goes_to_the_mesh_and_back():
+    mesh = parallel.make_mesh(parallel.MeshConfig())
+    batch = {"tokens": np.arange(12, dtype=np.int32).reshape(4, 3)}
+    rows = parallel.local_rows(mesh, 4)
+    assert rows == slice(0, 4)
+    placed = parallel.put_batch(batch, mesh, rows=rows, batch_size=4)
+    np.testing.assert_array_equal(placed["tokens"], batch["tokens"])
+
+
+def test_a_batch_that_does_not_divide_is_named():
+    with pytest.raises(SmoljaxError, match=r"batch_size is 6.*multiple of 4"):
+        parallel.local_rows(abstract_mesh(2, 2, 1, 1), 6)

@@ -1,0 +1,116 @@
+"""One step: what accumulation and meshes must not change, and what masking must."""
+
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from smoljax import optim, parallel
+from smoljax.model import forward, init, logical_axes
+from smoljax.training import (
+    loss_sum,
+    make_eval_step,
+    make_state,
+    make_train_step,
+    state_shapes,
+    state_shardings,
+)
+from tests.training.tiny import ADAMW, MODEL, MUON, packed_batch
+
+
+def run_steps(config, mesh_config, *, micro_batches=1, num_steps=3, model=MODEL):
+    """Losses and gradient norms of the first steps."""
+    mesh = parallel.make_mesh(mesh_config)
+    shapes_of_params = jax.eval_shape(lambda: init(model, jax.random.key(0)))
+    optimizer = optim.build(
+        config, shapes_of_params, logical_axes=logical_axes(model), num_steps=num_steps
+    )
+    shapes = state_shapes(model, optimizer)
+    shardings = state_shardings(mesh, model, shapes)
+    state = make_state(model, optimizer, seed=0, shardings=shardings)
+    step = make_train_step(
+        model,
+        optimizer,
+        mesh=mesh,
+        shardings=shardings,
+        micro_batches=micro_batches,
+        loss_chunk=64,
+        z_loss=1e-4,
+    )
+    rows = parallel.local_rows(mesh, 8)
+    seen = []
+    for number in range(num_steps):
+        batch = {key: value[rows] for key, value in packed_batch(number).items()}
+        on_mesh = parallel.put_batch(batch, mesh, rows=rows, batch_size=8)
+        state, metrics = step(state, on_mesh)
+        seen.append([float(metrics["loss"]), float(metrics["grad_norm"])])
+    return np.array(seen), state
+
+
+@pytest.mark.parametrize("config", [ADAMW, MUON], ids=["adamw", "muon"])
+def test_micro_batches_give_the_gradient_of_the_whole_batch(config):
+    whole, _ = run_steps(config, parallel.MeshConfig())
+    pieces, _ = run_steps(config, parallel.MeshConfig(), micro_batches=4)
+    np.testing.assert_allclose(pieces, whole, rtol=2e-5)
+
+
+def test_the_loss_is_the_mean_over_unmasked_targets():
+    batch = packed_batch(0)
+    params = init(MODEL, jax.random.key(0))
+    logits = np.asarray(
+        forward(MODEL, params, batch["tokens"], batch["segment_ids"], batch["positions"]),
+        np.float64,
+    )
+    log_normalizer = np.log(np.exp(logits).sum(-1))
+    nats = log_normalizer - np.take_along_axis(logits, batch["targets"][..., None], -1)[..., 0]
+    expected = nats[batch["loss_mask"]].sum()
+    total, sums = loss_sum(MODEL, params, batch, loss_chunk=64, z_loss=0.0)
+    assert float(total) == pytest.approx(expected, rel=1e-5)
+    assert int(sums["num_targets"]) == batch["loss_mask"].sum() < batch["loss_mask"].size
+    assert float(total) != pytest.approx(
+        nats.sum(), rel=1e-3
+    )  # Without the mask it is another sum.
+
+
+def test_evaluation_scores_the_same_sum():
+    mesh = parallel.make_mesh(parallel.MeshConfig())
+    params = init(MODEL, jax.random.key(0))
+    shapes = jax.eval_shape(lambda: params)
+    shardings = parallel.param_shardings(mesh, logical_axes(MODEL), shapes)
+    evaluate = make_eval_step(MODEL, mesh=mesh, shardings=shardings, loss_chunk=64)
+    batch = packed_batch(0)
+    sums = evaluate(params, parallel.put_batch(batch, mesh, rows=slice(0, 8), batch_size=8))
+    total, _ = loss_sum(MODEL, params, batch, loss_chunk=64, z_loss=0.0)
+    assert float(sums["cross_entropy"]) == pytest.approx(float(total), rel=1e-6)
+
+
+def test_every_mesh_gives_the_losses_of_one_device():
+    """On 8 forced devices, in a process of its own: the number of devices is fixed when JAX starts."""
+    meshes = [
+        {"data": 1, "fsdp": 8},
+        {"data": 8, "fsdp": 1},
+        {"data": 2, "fsdp": 2, "tensor": 2},
+        {"data": 2, "fsdp": 1, "tensor": 2, "context": 2},
+    ]
+    program = (
+        "import json, sys\n"
+        "from smoljax import parallel\n"
+        "from tests.training.test_step import run_steps, MUON\n"
+        "print(json.dumps([run_steps(MUON, parallel.MeshConfig(**mesh))[0].tolist() for mesh in json.loads(sys.argv[1])]))\n"
+    )
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    output = subprocess.run(
+        [sys.executable, "-c", program, json.dumps(meshes)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert output.returncode == 0, output.stderr[-2000:]
+    one_device, _ = run_steps(MUON, parallel.MeshConfig())
+    for mesh, losses in zip(meshes, json.loads(output.stdout.splitlines()[-1])):
+        np.testing.assert_allclose(losses, one_device, rtol=1e-4, err_msg=str(mesh))
