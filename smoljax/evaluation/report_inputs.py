@@ -1,0 +1,178 @@
+"""What a run left behind, read and checked for the report; a missing piece is named with the step that makes it."""
+
+import dataclasses
+import hashlib
+import heapq
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from smoljax.errors import SmoljaxError, require
+from smoljax.training.metrics import JSONL, read_metrics
+
+VERB_OF = {
+    "documents/manifest.json": "curate --only=documents",
+    "tokenizer/manifest.json": "curate --only=tokenizer",
+    "shards": "curate --only=shards",
+    "train/config.json": "train",
+    "evaluation.json": "evaluate",
+    "samples.json": "generate --samples=yes",
+}
+
+
+@dataclasses.dataclass(frozen=True, order=True)
+class Document:
+    """One document, as the report shows it."""
+
+    source: str
+    path: str
+    language: str
+    text: str
+    reason: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+    """The outputs of every step of a run.
+
+    Attributes:
+      workdir: folder of the run.
+      documents: documents/manifest.json.
+      tokenizer_path: folder or file of the tokenizer.
+      tokenizer: its manifest.
+      shards: manifest of each source's shards.
+      config: the config that was trained.
+      metrics: rows of train/metrics.jsonl.
+      evaluation: evaluation.json.
+      samples: samples.json.
+    """
+
+    workdir: Path
+    documents: dict
+    tokenizer_path: Path
+    tokenizer: dict
+    shards: dict[str, dict]
+    config: dict
+    metrics: list[dict]
+    evaluation: dict
+    samples: dict
+
+    def kept_examples(self, count: int) -> dict[str, list[Document]]:
+        """For each source, `count` training documents, chosen by the hash of their id."""
+        return {
+            source: _few(_documents(self.workdir / "documents" / source / "train"), count)
+            for source in self.documents["sources"]
+        }
+
+    def removed_examples(self, count: int) -> dict[str, list[Document]]:
+        """For each reason, most frequent first, `count` removed documents of any source."""
+        heaps: dict[str, list] = {}
+        numbers: dict[str, int] = {}
+        for source in self.documents["sources"]:
+            for order, document in _documents(self.workdir / "documents" / source / "removed"):
+                _push(heaps.setdefault(document.reason, []), count, order, document)
+                numbers[document.reason] = numbers.get(document.reason, 0) + 1
+        reasons = sorted(heaps, key=lambda reason: (-numbers[reason], reason))
+        return {reason: _ordered(heaps[reason]) for reason in reasons}
+
+    def heldout_example(self) -> Document | None:
+        """One held-out document of the first source that has any."""
+        for source in self.documents["sources"]:
+            few = _few(_documents(self.workdir / "documents" / source / "heldout"), 1)
+            if few:
+                return few[0]
+        return None
+
+
+def read_inputs(workdir: Path) -> Inputs:
+    """Reads everything but the documents themselves.
+
+    Raises:
+      SmoljaxError: a file is missing or damaged; the message names it and the verb that makes it.
+    """
+    config = _read_json(workdir, "train/config.json")
+    tokenizer_path = Path(config.get("tokenizer", {}).get("directory") or workdir / "tokenizer")
+    metrics = read_metrics(workdir / "train")
+    if not metrics:
+        raise _missing(workdir / "train" / JSONL, "train")
+    return Inputs(
+        workdir=workdir,
+        documents=_read_json(workdir, "documents/manifest.json"),
+        tokenizer_path=tokenizer_path,
+        tokenizer=_read_tokenizer_manifest(tokenizer_path),
+        shards=_read_shards(Path(config["data"].get("directory") or workdir / "shards")),
+        config=config,
+        metrics=metrics,
+        evaluation=_read_json(workdir, "evaluation.json"),
+        samples=_read_json(workdir, "samples.json"),
+    )
+
+
+def _read_json(workdir: Path, name: str) -> dict:
+    return _load(workdir / name, VERB_OF[name])
+
+
+def _load(path: Path, verb: str) -> dict:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise _missing(path, verb) from error
+    except ValueError as error:
+        raise SmoljaxError(
+            f"{path} is damaged ({error}): remove it and make it again with `python -m smoljax.{verb}`"
+        ) from error
+
+
+def _missing(path: Path, verb: str) -> SmoljaxError:
+    return SmoljaxError(
+        f"the report needs {path}, which is missing: make it with `python -m smoljax.{verb}` "
+        "and the same --config and --workdir"
+    )
+
+
+def _read_tokenizer_manifest(path: Path) -> dict:
+    """A tokenizer from elsewhere has no manifest; what the report says of it comes from the tokenizer itself."""
+    name = "tokenizer/manifest.json"
+    if path.is_file() or (path.is_dir() and not (path / "manifest.json").exists()):
+        return {"kind": "loaded from " + str(path)}
+    return _load(path / "manifest.json", VERB_OF[name])
+
+
+def _read_shards(directory: Path) -> dict[str, dict]:
+    paths = sorted(directory.glob("*/*/manifest.json"))
+    if not paths:
+        raise _missing(directory / "<source>" / "<version>" / "manifest.json", VERB_OF["shards"])
+    return {path.parent.parent.name: _load(path, VERB_OF["shards"]) for path in paths}
+
+
+def _documents(folder: Path) -> Iterator[tuple[str, Document]]:
+    """(order, document) of each document in a folder; the order is that of a hash of the id."""
+    parquet = require("pyarrow.parquet", extra="data")
+    fields = [field.name for field in dataclasses.fields(Document)]
+    for path in sorted(folder.glob("*.parquet")):
+        file = parquet.ParquetFile(path)
+        columns = [name for name in ("id", *fields) if name in file.schema_arrow.names]
+        for batch in file.iter_batches(batch_size=64, columns=columns):
+            for row in batch.to_pylist():
+                order = hashlib.sha256(row.pop("id").encode()).hexdigest()
+                yield order, Document(**row)
+
+
+def _few(documents: Iterator[tuple[str, Document]], count: int) -> list[Document]:
+    heap: list = []
+    for order, document in documents:
+        _push(heap, count, order, document)
+    return _ordered(heap)
+
+
+def _push(heap: list, count: int, order: str, document: Document) -> None:
+    """Keeps the `count` smallest orders; heapq pops the smallest, so orders are stored negated."""
+    item = (-int(order, 16), document)
+    if len(heap) < count:
+        heapq.heappush(heap, item)
+    elif item[0] > heap[0][0]:
+        heapq.heapreplace(heap, item)
+
+
+def _ordered(heap: list) -> list[Document]:
+    return [document for _, document in sorted(heap, key=lambda item: -item[0])]
