@@ -1,0 +1,1 @@
+"""Causal, segmented, grouped-query attention: reference.py, one file per backend, api.py picks."""

@@ -1,0 +1,118 @@
+"""One call for attention: picks a backend from an explicit list per platform, or refuses the one named.
+
+B batch, S sequence, N query heads, K key-value heads, H head width
+"""
+
+import logging
+
+import jax
+
+from smoljax.errors import SmoljaxError
+from smoljax.kernels.attention import cudnn, reference, xla
+
+BACKENDS = {"cudnn": cudnn.attend, "xla": xla.attend, "reference": reference.attend}
+FALLBACKS = {"cpu": ("xla",), "gpu": ("cudnn", "xla"), "tpu": ("xla",)}
+
+_log = logging.getLogger(__name__)
+
+
+def attention(
+    q_BSNH: jax.Array,
+    k_BSKH: jax.Array,
+    v_BSKH: jax.Array,
+    *,
+    causal: bool = True,
+    segment_ids: jax.Array | None = None,
+    window: int | None = None,
+    scale: float | None = None,
+    implementation: str | None = None,
+    return_max_logits: bool = False,
+) -> jax.Array | tuple[jax.Array, jax.Array]:
+    """Grouped-query attention over one sequence: softmax(q k^T * scale) v.
+
+    Args:
+      q_BSNH: queries, f32 or bf16. Query head n reads key-value head n // (N / K).
+      k_BSKH: keys, same dtype.
+      v_BSKH: values, same dtype.
+      causal: a query sees keys up to its own position only.
+      segment_ids: int32 [B, S]; a query sees keys of its own id only. Padding (0) thus sees padding alone, its
+        output is finite, and the loss mask must leave it out.
+      window: a query sees only keys less than this many positions away; None is no limit.
+      scale: factor on the scores; None is H ** -0.5.
+      implementation: a name in BACKENDS, or None for the first of the platform's FALLBACKS that can do it.
+      return_max_logits: also return the largest allowed score of each head over the batch, f32 [N]
+        (what QK-clip needs); no gradient flows through it.
+
+    Returns:
+      The output [B, S, N, H] in the dtype of q, alone or with the maxima.
+
+    Raises:
+      SmoljaxError: shapes do not agree, or no backend (or not the named one) can do what is asked.
+    """
+    _check(q_BSNH, k_BSKH, v_BSKH, segment_ids, window)
+    backend = _choose(
+        implementation,
+        platform=jax.default_backend(),
+        dtype=str(q_BSNH.dtype),
+        head_dim=q_BSNH.shape[-1],
+        segment_ids=segment_ids is not None,
+        max_logits=return_max_logits,
+    )
+    output_BSNH, max_logits_N = BACKENDS[backend](
+        q_BSNH,
+        k_BSKH,
+        v_BSKH,
+        causal=causal,
+        segment_ids=segment_ids,
+        window=window,
+        scale=q_BSNH.shape[-1] ** -0.5 if scale is None else scale,
+    )
+    if return_max_logits:
+        return output_BSNH, jax.lax.stop_gradient(max_logits_N)
+    return output_BSNH
+
+
+def _choose(implementation: str | None, *, platform: str, **asked) -> str:
+    if implementation is not None:
+        if implementation not in BACKENDS:
+            raise SmoljaxError(
+                f"attention implementation {implementation!r} is unknown: "
+                f"use one of {', '.join(BACKENDS)}, or None"
+            )
+        reason = _refusal(implementation, platform, asked)
+        if reason:
+            raise SmoljaxError(
+                f"attention implementation {implementation!r} cannot be used here: {reason}; "
+                "set it to None, and the platform's list decides"
+            )
+        return implementation
+    for name in FALLBACKS.get(platform, ("xla",)):
+        reason = _refusal(name, platform, asked)
+        if reason is None:
+            return name
+        _log.info("attention: %s is passed over: %s", name, reason)
+    raise SmoljaxError(f"no attention implementation of platform {platform!r} can do {asked}")
+
+
+def _refusal(name: str, platform: str, asked: dict) -> str | None:
+    return cudnn.refusal(platform, **asked) if name == "cudnn" else None
+
+
+def _check(q_BSNH, k_BSKH, v_BSKH, segment_ids, window) -> None:
+    if q_BSNH.ndim != 4 or k_BSKH.ndim != 4:
+        raise SmoljaxError(
+            f"attention takes q [B, S, N, H] and k, v [B, S, K, H], and got q {q_BSNH.shape}, k {k_BSKH.shape}"
+        )
+    B, S, N, H = q_BSNH.shape
+    K = k_BSKH.shape[2]
+    if k_BSKH.shape != (B, S, K, H) or v_BSKH.shape != k_BSKH.shape or N % K:
+        raise SmoljaxError(
+            f"attention got q {q_BSNH.shape}, k {k_BSKH.shape}, v {v_BSKH.shape}: k and v must be "
+            f"[{B}, {S}, K, {H}] with K dividing {N}"
+        )
+    if segment_ids is not None and segment_ids.shape != (B, S):
+        raise SmoljaxError(
+            f"attention got segment_ids of shape {segment_ids.shape}: expected {(B, S)}"
+        )
+    if window is not None and window < 1:
+        raise SmoljaxError(f"attention got window={window}: use None or at least 1")

@@ -1,0 +1,47 @@
+"""cuDNN's flash attention through JAX: fast on a GPU, and blind to segments.
+
+B batch, S sequence, N query heads, K key-value heads, H head width
+"""
+
+import jax
+
+
+def attend(
+    q_BSNH: jax.Array,
+    k_BSKH: jax.Array,
+    v_BSKH: jax.Array,
+    *,
+    causal: bool,
+    segment_ids: None,
+    window: int | None,
+    scale: float,
+) -> tuple[jax.Array, None]:
+    """softmax(q k^T * scale) v; returns the output [B, S, N, H] and no maxima."""
+    del segment_ids
+    output_BSNH = jax.nn.dot_product_attention(
+        q_BSNH,
+        k_BSKH,
+        v_BSKH,
+        scale=scale,
+        is_causal=causal,
+        local_window_size=None if window is None else (window - 1, 0 if causal else window - 1),
+        implementation="cudnn",
+    )
+    return output_BSNH, None
+
+
+def refusal(
+    platform: str, dtype: str, head_dim: int, *, segment_ids: bool, max_logits: bool
+) -> str | None:
+    """Why this backend cannot do what is asked, or None when it can."""
+    if platform != "gpu":
+        return f"it needs a GPU, and the platform is {platform}"
+    if segment_ids:
+        return "it cannot honour segment ids"
+    if max_logits:
+        return "it does not return maximum logits"
+    if dtype not in ("bfloat16", "float16"):
+        return f"it takes bfloat16 or float16, and the queries are {dtype}"
+    if head_dim % 8 or head_dim > 128:
+        return f"it takes head widths that are multiples of 8 up to 128, and this one is {head_dim}"
+    return None

@@ -1,0 +1,139 @@
+"""Output head and cross-entropy in one, over chunks of tokens.
+
+The loss is a sum, so its gradient is known as soon as a chunk's logits are: the forward pass of a differentiated
+call computes both and drops the logits (as Liger Kernel's fused linear cross-entropy does, arXiv:2410.10989,
+section 3.2). Nothing is recomputed, and peak memory is one chunk of logits.
+
+B batch, S sequence, C chunks, P tokens of a row in a chunk, D model width, V vocabulary
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from smoljax.errors import SmoljaxError
+
+
+def cross_entropy(
+    hidden_BSD: jax.Array,
+    unembedding_DV: jax.Array,
+    targets_BS: jax.Array,
+    loss_mask_BS: jax.Array,
+    *,
+    chunk_size: int,
+    z_loss: float = 0.0,
+) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
+    """Summed cross-entropy of softmax(hidden @ unembedding) against the targets.
+
+    Args:
+      hidden_BSD: final hidden states; their dtype is that of the matmuls. Logits and sums are f32.
+      unembedding_DV: output matrix; its gradient is accumulated over chunks in f32.
+      targets_BS: int32 token ids.
+      loss_mask_BS: bool; False leaves a position out of loss and count.
+      chunk_size: the most tokens whose logits exist at once (at least one of each row is taken).
+      z_loss: weight of the squared log-normaliser (PaLM, arXiv:2204.02311, section 5); 0 leaves it out.
+
+    Returns:
+      The sum in nats, z-loss included (f32 scalar, differentiable in the first two arguments); the number of targets
+      (int32 scalar); and {"cross_entropy", "z_loss"}: the two parts of the sum (f32 scalars, no gradient).
+
+    Raises:
+      SmoljaxError: shapes do not agree or chunk_size is not positive.
+    """
+    B, S, D = hidden_BSD.shape
+    if unembedding_DV.shape[0] != D or not targets_BS.shape == loss_mask_BS.shape == (B, S):
+        raise SmoljaxError(
+            f"cross_entropy got hidden {hidden_BSD.shape}, unembedding {unembedding_DV.shape}, targets "
+            f"{targets_BS.shape}, loss_mask {loss_mask_BS.shape}: expected [B, S, D], [D, V], [B, S], [B, S]"
+        )
+    if chunk_size < 1:
+        raise SmoljaxError(f"cross_entropy got chunk_size={chunk_size}: set it to at least 1")
+    num_chunks = min(S, -(-B * S // chunk_size))
+    chunks = (
+        _split(hidden_BSD, num_chunks),
+        _split(targets_BS, num_chunks),
+        _split(loss_mask_BS, num_chunks),
+    )
+    nats, z = _sums(z_loss, chunks[0], unembedding_DV, chunks[1], chunks[2])
+    metrics = {"cross_entropy": jax.lax.stop_gradient(nats - z), "z_loss": jax.lax.stop_gradient(z)}
+    return nats, jnp.sum(loss_mask_BS, dtype=jnp.int32), metrics
+
+
+def _split(x_BS, num_chunks: int):
+    """[B, S, ...] to [C, B, P, ...]. Chunk c takes every C-th token, so that every chunk uses every device of a
+    mesh that splits the sequence; a tail is filled with zeros, which the loss mask leaves out."""
+    B, S = x_BS.shape[:2]
+    rows = -(-S // num_chunks)
+    fill = [(0, 0)] * x_BS.ndim
+    fill[1] = (0, rows * num_chunks - S)
+    x_BPC = jnp.pad(x_BS, fill).reshape(B, rows, num_chunks, *x_BS.shape[2:])
+    return jnp.moveaxis(x_BPC, 2, 0)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _sums(z_loss, hidden_CBPD, unembedding_DV, targets_CBP, mask_CBP):
+    """Sum in nats with z-loss, and the z-loss in it."""
+    head_DV = unembedding_DV.astype(hidden_CBPD.dtype)
+
+    def add(sums, chunk):
+        nats, z, _ = _chunk(z_loss, head_DV, *chunk)
+        return (sums[0] + nats, sums[1] + z), None
+
+    zero = jnp.zeros((), jnp.float32)
+    return _loop(add, (zero, zero), (hidden_CBPD, targets_CBP, mask_CBP))[0]
+
+
+def _sums_forward(z_loss, hidden_CBPD, unembedding_DV, targets_CBP, mask_CBP):
+    head_DV = unembedding_DV.astype(hidden_CBPD.dtype)
+
+    def add(sums, chunk):
+        nats, z, dlogits_BPV = _chunk(z_loss, head_DV, *chunk)
+        dlogits_BPV = dlogits_BPV.astype(head_DV.dtype)
+        dhidden_BPD = jnp.einsum("bpv,dv->bpd", dlogits_BPV, head_DV)
+        dhead_DV = jnp.einsum(
+            "bpd,bpv->dv", chunk[0], dlogits_BPV, preferred_element_type=jnp.float32
+        )
+        return (sums[0] + nats, sums[1] + z, sums[2] + dhead_DV), dhidden_BPD
+
+    zero = jnp.zeros((), jnp.float32)
+    start = (zero, zero, jnp.zeros(unembedding_DV.shape, jnp.float32))
+    (nats, z, dhead_DV), dhidden_CBPD = _loop(add, start, (hidden_CBPD, targets_CBP, mask_CBP))
+    return (nats, z), (dhidden_CBPD, dhead_DV.astype(unembedding_DV.dtype))
+
+
+def _sums_backward(z_loss, gradients, cotangents):
+    dhidden_CBPD, dhead_DV = gradients
+    scale = cotangents[0]  # That of the z-loss is 0: it leaves as a metric, without gradient.
+    return (dhidden_CBPD * scale.astype(dhidden_CBPD.dtype), dhead_DV * scale, None, None)
+
+
+_sums.defvjp(_sums_forward, _sums_backward)
+
+
+def _chunk(z_loss, head_DV, hidden_BPD, targets_BP, mask_BP):
+    """Sum in nats, z-loss in it, and the gradient of the sum by the logits (dead code unless used)."""
+    logits_BPV = jnp.einsum("bpd,dv->bpv", hidden_BPD, head_DV, preferred_element_type=jnp.float32)
+    max_BP1 = jnp.max(logits_BPV, axis=-1, keepdims=True)
+    exp_BPV = jnp.exp(logits_BPV - max_BP1)
+    sum_BP1 = jnp.sum(exp_BPV, axis=-1, keepdims=True)
+    log_normaliser_BP = (jnp.log(sum_BP1) + max_BP1)[..., 0]
+    target_logit_BP = jnp.take_along_axis(logits_BPV, targets_BP[..., None], axis=-1)[..., 0]
+    weight_BP = mask_BP.astype(jnp.float32)
+    z = jnp.sum(weight_BP * z_loss * jnp.square(log_normaliser_BP))
+    nats = jnp.sum(weight_BP * (log_normaliser_BP - target_logit_BP)) + z
+
+    is_target_BPV = targets_BP[..., None] == jnp.arange(head_DV.shape[1])[None, None]
+    factor_BP = weight_BP * (1 + 2 * z_loss * log_normaliser_BP)
+    dlogits_BPV = exp_BPV * (factor_BP[..., None] / sum_BP1) - jnp.where(
+        is_target_BPV, weight_BP[..., None], 0
+    )
+    return nats, z, dlogits_BPV
+
+
+def _loop(body, carry, chunks):
+    """lax.scan, without a loop around a single chunk."""
+    if chunks[0].shape[0] > 1:
+        return jax.lax.scan(body, carry, chunks)
+    carry, output = body(carry, jax.tree.map(lambda x: x[0], chunks))
+    return carry, jax.tree.map(lambda x: x[None], output)

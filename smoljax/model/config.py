@@ -1,0 +1,152 @@
+"""What a model is: sizes, and everything that can be computed from them alone."""
+
+import dataclasses
+import math
+
+from smoljax.errors import SmoljaxError
+from smoljax.kernels.attention.api import BACKENDS
+
+COMPUTE_DTYPES = ("float32", "bfloat16")
+REMAT_POLICIES = ("none", "full", "dots", "save_attention", "save_projections")
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """A SmolLM3-style decoder (huggingface/smollm, stage1_8T.yaml). Parameters are always float32.
+
+    Attributes:
+      vocab_size: entries of the embedding table.
+      num_layers: decoder layers.
+      hidden_size: width of the residual stream.
+      intermediate_size: width of the SwiGLU feed-forward layer.
+      num_heads: query heads.
+      num_kv_heads: key and value heads (grouped-query attention); divides num_heads.
+      head_dim: width of a head, even; None means hidden_size // num_heads.
+      rope_theta: base of the rotary embedding.
+      no_rope_layer_interval: layers i with (i + 1) % interval == 0 go without RoPE; 0 means none does.
+      max_seq_len: longest sequence that the model is meant for, in tokens.
+      tie_embeddings: the output head is the transposed embedding.
+      norm_eps: epsilon of RMSNorm.
+      init_std: standard deviation of every initial matrix; gains start at 1.
+      compute_dtype: dtype of activations and of the parameters inside a matmul.
+      scan_layers: one compiled layer run in a loop (accelerators); False repeats it num_layers times in the
+        program, which compiles longer and runs faster on a CPU. The parameters are the same.
+      remat: what the backward pass recomputes. "none": nothing. "full": all of a layer. "dots": all but matmul
+        outputs. "save_attention": all but the attention output. "save_projections": all but queries, keys,
+        values and the attention output.
+      attention: name of an attention implementation (smoljax.kernels.attention), or None for the platform's.
+    """
+
+    vocab_size: int
+    num_layers: int
+    hidden_size: int
+    intermediate_size: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int | None = None
+    rope_theta: float = 50_000.0
+    no_rope_layer_interval: int = 4
+    max_seq_len: int = 4096
+    tie_embeddings: bool = True
+    norm_eps: float = 1e-6
+    init_std: float = 0.02
+    compute_dtype: str = "float32"
+    scan_layers: bool = True
+    remat: str = "none"
+    attention: str | None = None
+
+    def __post_init__(self):
+        for field in (
+            "vocab_size",
+            "num_layers",
+            "hidden_size",
+            "intermediate_size",
+            "num_heads",
+            "num_kv_heads",
+            "max_seq_len",
+        ):
+            _require_positive_int(field, getattr(self, field))
+        if self.num_heads % self.num_kv_heads:
+            legal = [n for n in range(1, self.num_heads + 1) if self.num_heads % n == 0]
+            raise SmoljaxError(
+                f"model.num_kv_heads is {self.num_kv_heads}, which does not divide num_heads={self.num_heads}: "
+                f"set it to one of {legal}"
+            )
+        if self.head_dim is None:
+            if self.hidden_size % self.num_heads:
+                raise SmoljaxError(
+                    f"model.hidden_size is {self.hidden_size}, which num_heads={self.num_heads} does not divide: "
+                    "set head_dim, or make hidden_size a multiple of num_heads"
+                )
+            object.__setattr__(self, "head_dim", self.hidden_size // self.num_heads)
+        _require_positive_int("head_dim", self.head_dim)
+        if self.head_dim % 2:
+            raise SmoljaxError(
+                f"model.head_dim is {self.head_dim}: RoPE turns pairs, so set it to an even number"
+            )
+        interval = self.no_rope_layer_interval
+        if not isinstance(interval, int) or isinstance(interval, bool) or interval < 0:
+            raise SmoljaxError(
+                f"model.no_rope_layer_interval is {interval!r}: set it to 0 (RoPE in every layer) or to a whole "
+                "number n (every n-th layer without RoPE)"
+            )
+        for field in ("rope_theta", "norm_eps", "init_std"):
+            value = getattr(self, field)
+            if not (isinstance(value, int | float) and math.isfinite(value) and value > 0):
+                raise SmoljaxError(f"model.{field} is {value!r}: set it to a positive number")
+        _require_choice("compute_dtype", self.compute_dtype, COMPUTE_DTYPES)
+        _require_choice("remat", self.remat, REMAT_POLICIES)
+        if self.attention is not None:
+            _require_choice("attention", self.attention, tuple(BACKENDS))
+
+    @property
+    def num_params_without_embedding(self) -> int:
+        """Parameters without the embedding table (and without an untied head)."""
+        D, H = self.hidden_size, self.head_dim
+        attention = 2 * D * self.num_heads * H + 2 * D * self.num_kv_heads * H
+        mlp = 3 * D * self.intermediate_size
+        norms = 2 * D
+        return self.num_layers * (attention + mlp + norms) + D
+
+    @property
+    def num_params(self) -> int:
+        """All parameters; a tied embedding counts once."""
+        tables = 1 if self.tie_embeddings else 2
+        return self.num_params_without_embedding + tables * self.vocab_size * self.hidden_size
+
+    def flops_per_token(self, seq_len: int, attention: str = "causal") -> float:
+        """Floating-point operations of forward and backward for one token of a sequence of `seq_len`.
+
+        "none":   6 M, with M the matrix parameters: the layers' matrices and the output head. An embedding look-up
+                  costs none, so a tied table counts once (as the head), and gains are left out.
+        "full":   6 M + 12 L S N H: scores and weighted values take 2 x 2 S N H forward, and twice that backward.
+        "causal": 6 M + 6 L S N H: half of it, as position t sees t + 1 of S keys (S/2 by convention).
+
+        M is N of "6 N" (Kaplan et al. 2020, section 2.1) to within the gains, for a tied model.
+
+        Args:
+          seq_len: S, tokens.
+          attention: "none", "causal" or "full".
+        """
+        pairs = {"none": 0, "causal": 6, "full": 12}
+        _require_choice("flops_per_token(attention=...)", attention, tuple(pairs))
+        gains = (2 * self.num_layers + 1) * self.hidden_size
+        head = self.vocab_size * self.hidden_size
+        matrices = self.num_params_without_embedding - gains + head
+        width = self.num_heads * self.head_dim
+        return 6.0 * matrices + pairs[attention] * self.num_layers * seq_len * width
+
+    def uses_rope(self, layer: int) -> bool:
+        """Whether layer number `layer` (from 0) turns its queries and keys."""
+        interval = self.no_rope_layer_interval
+        return interval == 0 or (layer + 1) % interval != 0
+
+
+def _require_positive_int(field: str, value: object) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise SmoljaxError(f"model.{field} is {value!r}: set it to a whole number of at least 1")
+
+
+def _require_choice(field: str, value: object, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise SmoljaxError(f"model.{field} is {value!r}: set it to one of {', '.join(choices)}")

@@ -1,0 +1,97 @@
+"""The model as pure functions of (config, params, tokens).
+
+B batch, S sequence, D model width, N query heads, K key-value heads, H head width, V vocabulary
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from smoljax.errors import SmoljaxError
+from smoljax.kernels import attention
+from smoljax.model.config import ModelConfig
+from smoljax.model.decoder import Decoder
+
+
+def init(config: ModelConfig, key: jax.Array) -> dict:
+    """Fresh float32 parameters: matrices normal(0, init_std), gains 1 (SmolLM3: no scaling by depth).
+
+    Kernels of all layers are stacked on the first axis. The values depend on `config`'s sizes and on `key`, not on
+    how layers are executed nor, under jit, on where the outputs live.
+    """
+    return nn.unbox(_boxed(config, key))
+
+
+def logical_axes(config: ModelConfig) -> dict:
+    """The tree of `init` with, for each parameter, the tuple of its axes' logical names."""
+    boxed = jax.eval_shape(lambda: _boxed(config, jax.random.key(0)))
+    return jax.tree.map(
+        lambda box: tuple(box.names), boxed, is_leaf=lambda node: isinstance(node, nn.Partitioned)
+    )
+
+
+def forward(
+    config: ModelConfig,
+    params: dict,
+    tokens_BS: jax.Array,
+    segment_ids_BS: jax.Array | None = None,
+    positions_BS: jax.Array | None = None,
+) -> jax.Array:
+    """Logits, f32 [B, S, V]. Pure; arguments as for `hidden`."""
+    hidden_BSD = hidden(config, params, tokens_BS, segment_ids_BS, positions_BS)
+    return jnp.einsum(
+        "bsd,dv->bsv",
+        hidden_BSD,
+        unembedding(config, params).astype(hidden_BSD.dtype),
+        preferred_element_type=jnp.float32,
+    )
+
+
+def hidden(
+    config: ModelConfig,
+    params: dict,
+    tokens_BS: jax.Array,
+    segment_ids_BS: jax.Array | None = None,
+    positions_BS: jax.Array | None = None,
+) -> jax.Array:
+    """Hidden states after the final norm, [B, S, D] in the compute dtype.
+
+    Args:
+      config: the model.
+      params: as `init` makes them.
+      tokens_BS: int32 token ids below vocab_size (higher ids are not checked under jit).
+      segment_ids_BS: int32; a token sees its own segment only. None is one segment. 0 is padding.
+      positions_BS: int32 positions for RoPE; None counts from 0 in each row.
+
+    Raises:
+      SmoljaxError: the shapes of the arguments do not agree.
+    """
+    for name, array in (("segment_ids", segment_ids_BS), ("positions", positions_BS)):
+        if array is not None and array.shape != tokens_BS.shape:
+            raise SmoljaxError(
+                f"{name} has shape {array.shape}: expected that of tokens, {tokens_BS.shape}"
+            )
+    if positions_BS is None:
+        positions_BS = jnp.arange(tokens_BS.shape[1])[None]
+
+    def attend(q_BSNH, k_BSKH, v_BSKH, segment_ids_BS, _):
+        output_BSNH = attention(
+            q_BSNH, k_BSKH, v_BSKH, segment_ids=segment_ids_BS, implementation=config.attention
+        )
+        return output_BSNH, None
+
+    decoder = Decoder(config, attend)
+    hidden_BSD, _ = decoder.apply({"params": params}, tokens_BS, positions_BS, segment_ids_BS)
+    return hidden_BSD
+
+
+def unembedding(config: ModelConfig, params: dict) -> jax.Array:
+    """The output matrix, f32 [D, V]: the transposed embedding when tied."""
+    return params["embedding"].T if config.tie_embeddings else params["head"]
+
+
+def _boxed(config: ModelConfig, key: jax.Array) -> dict:
+    """Parameters with their logical axes. Linen makes them by a forward pass, so give it one token and no attention."""
+    decoder = Decoder(config, lambda q_BSNH, k_BSKH, v_BSKH, context, state: (q_BSNH, None))
+    token_BS = jnp.zeros((1, 1), jnp.int32)
+    return decoder.init(key, token_BS, token_BS, None)["params"]

@@ -1,0 +1,186 @@
+"""Every attention backend against the definition in float64 numpy, forward and gradients.
+
+B batch, S sequence, N query heads, K key-value heads, H head width
+"""
+
+import logging
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from smoljax.errors import SmoljaxError
+from smoljax.kernels import attention
+from smoljax.kernels.attention import api
+
+BACKENDS = ("reference", "xla")
+
+
+def exact(q_BSNH, k_BSKH, v_BSKH, dout_BSNH, *, causal, segment_ids, window, scale):
+    """Attention one head and one row at a time in float64: output, largest score per head, dq, dk, dv."""
+    q, k, v, dout = (np.asarray(x, np.float64) for x in (q_BSNH, k_BSKH, v_BSKH, dout_BSNH))
+    B, S, N, _ = q.shape
+    group = N // k.shape[2]
+    out, dq, dk, dv = np.zeros_like(q), np.zeros_like(q), np.zeros_like(k), np.zeros_like(v)
+    largest = np.full(N, -np.inf)
+    for b in range(B):
+        for n in range(N):
+            kept = np.array(
+                [
+                    [
+                        (t <= s or not causal)
+                        and (window is None or abs(s - t) < window)
+                        and (segment_ids is None or segment_ids[b, s] == segment_ids[b, t])
+                        for t in range(S)
+                    ]
+                    for s in range(S)
+                ]
+            )
+            keys, values = k[b, :, n // group], v[b, :, n // group]
+            scores = np.where(kept, scale * q[b, :, n] @ keys.T, -np.inf)
+            weights = np.exp(scores - scores.max(axis=1, keepdims=True))
+            weights /= weights.sum(axis=1, keepdims=True)
+            out[b, :, n] = weights @ values
+            largest[n] = max(largest[n], scores.max())
+            dweights = dout[b, :, n] @ values.T
+            dscores = weights * (dweights - (weights * dweights).sum(axis=1, keepdims=True))
+            dq[b, :, n] = scale * dscores @ keys
+            dk[b, :, n // group] += scale * dscores.T @ q[b, :, n]
+            dv[b, :, n // group] += weights.T @ dout[b, :, n]
+    return out, largest, dq, dk, dv
+
+
+def arrays(seed, B, S, N, K, H):
+    rng = np.random.default_rng(seed)
+    shapes = ((B, S, N, H), (B, S, K, H), (B, S, K, H), (B, S, N, H))
+    return tuple(jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in shapes)
+
+
+@st.composite
+def problems(draw):
+    S, K = draw(st.integers(1, 13)), draw(st.sampled_from([1, 2]))
+    shape = (draw(st.integers(1, 2)), S, K * draw(st.sampled_from([1, 3])), K, 4)
+    layouts = st.lists(st.integers(0, 3), min_size=shape[0] * S, max_size=shape[0] * S)
+    segment_ids = draw(st.none() | layouts)
+    if segment_ids is not None:
+        segment_ids = np.array(segment_ids, np.int32).reshape(shape[0], S)
+    return {
+        "seed": draw(st.integers(0, 2**31)),
+        "shape": shape,
+        "causal": draw(st.booleans()),
+        "segment_ids": segment_ids,
+        "window": draw(st.none() | st.integers(1, S + 1)),
+        "scale": draw(st.sampled_from([None, 0.3])),
+    }
+
+
+@pytest.mark.parametrize("implementation", BACKENDS)
+@settings(max_examples=12, deadline=None, derandomize=True)
+@given(problem=problems())
+def test_agrees_with_float64(implementation, problem):
+    q, k, v, dout = arrays(problem["seed"], *problem["shape"])
+    options = {name: problem[name] for name in ("causal", "segment_ids", "window", "scale")}
+
+    def run(q, k, v):
+        out, largest = attention(
+            q, k, v, **options, implementation=implementation, return_max_logits=True
+        )
+        return jnp.sum(out * dout), (out, largest)
+
+    (_, (out, largest)), gradients = jax.value_and_grad(run, (0, 1, 2), has_aux=True)(q, k, v)
+    options["scale"] = options["scale"] or q.shape[-1] ** -0.5
+    expected = exact(q, k, v, dout, **options)
+    for got, want in zip((out, largest, *gradients), expected):
+        np.testing.assert_allclose(got, want, rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("implementation", BACKENDS)
+def test_changing_one_document_changes_nothing_in_any_other(implementation):
+    segment_ids = jnp.asarray([[1] * 9 + [2] * 14 + [3] * 8 + [0] * 2, [1] * 20 + [2] * 13])
+    q, k, v, dout = arrays(0, 2, 33, 4, 2, 8)
+    inside = (jnp.arange(2)[:, None] == 0) & (segment_ids == 2)
+
+    @jax.jit
+    def run(q, k, v, dout):
+        def f(q, k, v):
+            return attention(q, k, v, segment_ids=segment_ids, implementation=implementation)
+
+        out, pull = jax.vjp(f, q, k, v)
+        return out, *pull(dout)
+
+    # The document gets other content and another loss.
+    changed = [jnp.where(inside[..., None, None], 5.0 - 3.0 * x, x) for x in (q, k, v, dout)]
+    for before, after in zip(run(q, k, v, dout), run(*changed)):
+        before, after = np.asarray(before), np.asarray(after)
+        np.testing.assert_array_equal(before[~inside], after[~inside])
+        assert (before[inside] != after[inside]).any()  # Control: the change was one.
+
+
+@pytest.mark.parametrize("implementation", BACKENDS)
+def test_without_segment_ids_documents_do_leak(implementation):
+    q, k, v, _ = arrays(1, 1, 16, 2, 1, 8)
+
+    def run(v):
+        return attention(q, k, v, implementation=implementation)[:, 8:]
+
+    assert not np.array_equal(run(v), run(v.at[:, :8].add(1.0)))
+
+
+@pytest.mark.parametrize("implementation", BACKENDS)
+def test_padding_is_finite_and_bfloat16_stays_bfloat16(implementation):
+    q, k, v, _ = (x.astype(jnp.bfloat16) for x in arrays(2, 2, 12, 4, 2, 8))
+    segment_ids = jnp.asarray([[0] * 12, [1] * 5 + [0] * 7])
+
+    def run(q):
+        out = attention(q, k, v, segment_ids=segment_ids, implementation=implementation)
+        return jnp.sum(out.astype(jnp.float32)), out
+
+    (_, out), gradient = jax.value_and_grad(run, has_aux=True)(q)
+    assert out.dtype == gradient.dtype == jnp.bfloat16
+    assert jnp.isfinite(out.astype(jnp.float32)).all()
+    assert jnp.isfinite(gradient.astype(jnp.float32)).all()
+    exact_out = attention(
+        *(x.astype(jnp.float32) for x in (q, k, v)),
+        segment_ids=segment_ids,
+        implementation="reference",
+    )
+    np.testing.assert_allclose(out.astype(jnp.float32), exact_out, atol=0.03)
+
+
+def test_xla_leaves_out_the_masked_half():
+    q, k, v, _ = arrays(3, 1, 256, 2, 2, 64)
+
+    def flops(implementation):
+        def run(q, k, v):
+            return attention(q, k, v, implementation=implementation)
+
+        return jax.jit(run).lower(q, k, v).compile().cost_analysis()["flops"]
+
+    assert flops("xla") < 0.7 * flops("reference")
+
+
+def test_a_backend_that_cannot_is_passed_over_with_a_reason(caplog):
+    asked = {"dtype": "bfloat16", "head_dim": 64, "max_logits": False}
+    assert api._choose(None, platform="gpu", segment_ids=False, **asked) == "cudnn"
+    with caplog.at_level(logging.INFO):
+        assert api._choose(None, platform="gpu", segment_ids=True, **asked) == "xla"
+    assert "cudnn is passed over: it cannot honour segment ids" in caplog.text
+
+
+def test_errors_name_what_was_asked():
+    q, k, v, _ = arrays(4, 1, 8, 4, 2, 8)
+    with pytest.raises(SmoljaxError, match="'flash' is unknown: use one of cudnn, xla, reference"):
+        attention(q, k, v, implementation="flash")
+    with pytest.raises(SmoljaxError, match="'cudnn' cannot be used here: it needs a GPU"):
+        attention(q, k, v, implementation="cudnn")
+    with pytest.raises(SmoljaxError, match=r"segment_ids of shape \(1, 7\): expected \(1, 8\)"):
+        attention(q, k, v, segment_ids=jnp.ones((1, 7), jnp.int32))
+    with pytest.raises(SmoljaxError, match="window=0"):
+        attention(q, k, v, window=0)
+    with pytest.raises(SmoljaxError, match="K dividing 4"):
+        attention(q, jnp.zeros((1, 8, 3, 8)), jnp.zeros((1, 8, 3, 8)))
+    with pytest.raises(SmoljaxError, match=r"q \[B, S, N, H\]"):
+        attention(q[0], k[0], v[0])
