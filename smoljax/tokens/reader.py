@@ -121,7 +121,7 @@ class ShardReader:
             raise IndexError(f"document {index} of {self.num_documents}")
         text_path, offsets_path = document_id_files(self._directory, self._split)
         try:
-            begin, end = np.load(offsets_path, mmap_mode="r")[index : index + 2].tolist()
+            begin, end = np.fromfile(offsets_path, "<u8", count=2, offset=8 * index).tolist()
             with text_path.open("rb") as file:
                 file.seek(begin)
                 return file.read(end - begin).decode("utf-8")

@@ -4,7 +4,7 @@ Layout of `<root>/<source>/1.0.0/`:
 
     manifest.json                                       counts, hashes, tokenizer, what it was made from
     <source>-<split>.array_record-00000-of-00002        one record = one block (see records.Block)
-    document_ids-<split>.bin, document_ids-<split>.npy  ids end to end in UTF-8, and where each begins
+    document_ids-<split>.utf8, .offsets                 ids end to end, and where each begins
     dataset_info.json, features.json                    make the folder a TFDS dataset
 
 Every document is stored as bos, its tokens, eos, and documents follow each other without gaps, so one block can
@@ -18,10 +18,10 @@ import hashlib
 import json
 import os
 import re
+import struct
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 
@@ -264,25 +264,25 @@ class _DocumentIds:
 
     def __init__(self, folder: Path, split: str):
         self._paths = document_id_files(folder, split)
-        self._text: BinaryIO = self._paths[0].open("wb")
-        self._offsets = [0]
+        self._text, self._offsets = (path.open("wb") for path in self._paths)
+        self._offsets.write(struct.pack("<Q", 0))
 
     def add(self, document_id: str) -> None:
-        self._text.write(data := document_id.encode("utf-8"))
-        self._offsets.append(self._offsets[-1] + len(data))
+        self._text.write(document_id.encode("utf-8"))
+        self._offsets.write(struct.pack("<Q", self._text.tell()))
 
     def close(self) -> None:
         self._text.close()
+        self._offsets.close()
 
     def finish(self) -> list[str]:
-        self._text.close()
-        np.save(self._paths[1], np.array(self._offsets, np.uint64))
+        self.close()
         return [file_sha256(path) for path in self._paths]
 
 
 def document_id_files(folder: Path, split: str) -> tuple[Path, Path]:
-    """Files that hold the ids of the documents of a split, end to end, and their n + 1 offsets."""
-    return folder / f"document_ids-{split}.bin", folder / f"document_ids-{split}.npy"
+    """Files that hold the ids of the documents of a split, end to end, and their n + 1 offsets (little-endian u64)."""
+    return folder / f"document_ids-{split}.utf8", folder / f"document_ids-{split}.offsets"
 
 
 def file_sha256(path: Path) -> str:
