@@ -112,9 +112,9 @@ def gradient_norm(rows: Sequence[Mapping]) -> "Figure":
 
 
 def throughput(rows: Sequence[Mapping]) -> "Figure":
-    """Training tokens per second, over steps."""
-    steps, rates = _column(rows, "tokens_per_second")
-    return _over_steps(steps, rates, ylabel="tokens per second", logarithmic=False)
+    """Training tokens per second, over steps; without the first row, most of whose time is compilation."""
+    steps, rates = _column(rows, "tokens_per_second", least=2)
+    return _over_steps(steps[1:], rates[1:], ylabel="tokens per second", logarithmic=False)
 
 
 def heldout_over_steps(
@@ -127,7 +127,7 @@ def heldout_over_steps(
       baselines: {source: {"unigram", "gzip", "xz"} in bits per byte}.
     """
     sources = heldout_sources(rows)
-    columns = min(3, len(sources))
+    columns = 3 if len(sources) in (3, 5, 6, 9) else min(4, len(sources))
     lines = -(-len(sources) // columns)
     with _style():
         figure = _figure(8.4, 0.5 + 2.3 * lines)
@@ -141,7 +141,7 @@ def heldout_over_steps(
                     ax.axhline(level, color=colour, linestyle=dash, linewidth=1.5, label=label)
             ax.plot(steps, values, color=MODEL, marker="o", markersize=3.5, label="model")
             ax.set_title("all sources" if source == "all" else source)
-            _steps_axis(ax)
+            _steps_axis(ax, most=4)
         for ax in axes[len(sources) :]:
             ax.set_visible(False)
         for number, ax in enumerate(axes[: len(sources)]):
@@ -214,18 +214,18 @@ def documents_by_stage(stages: Sequence[Mapping]) -> "Figure":
 
 
 def heldout_sources(rows: Sequence[Mapping]) -> list[str]:
-    """Sources that the metrics rows have held-out bits per byte of: "all" first, the rest by name."""
-    names = {
+    """Sources that the metrics rows have held-out bits per byte of: "all" first, the rest in their order."""
+    names = dict.fromkeys(
         name.removeprefix("heldout/").removesuffix("/bits_per_byte")
         for row in rows
         for name in row
         if name.startswith("heldout/") and name.endswith("/bits_per_byte")
-    }
+    )
     if not names:
         raise SmoljaxError(
             "train/metrics.jsonl has no held-out bits per byte: lower config.training.eval_every and train again"
         )
-    return sorted(names, key=lambda name: (name != "all", name))
+    return sorted(names, key=lambda name: name != "all")
 
 
 def svg(figure: "Figure", name: str) -> str:
@@ -265,11 +265,14 @@ def _column(rows: Sequence[Mapping], name: str, *, least: int = 1) -> tuple[list
 
 
 def _smooth(values: Sequence[float], share: float = 0.05) -> list[float]:
-    """Running mean over a window centred on each value, of `share` of all values; narrower at the ends."""
+    """Running mean over a window of `share` of all values, centred on each; at the end only what is before it.
+
+    At the steep start the window is narrow, so that the mean begins with the first value.
+    """
     half = max(1, round(len(values) * share / 2))
     means = []
     for place in range(len(values)):
-        reach = min(half, place, len(values) - 1 - place)
+        reach = min(half, place)
         window = values[place - reach : place + reach + 1]
         means.append(sum(window) / len(window))
     return means
@@ -287,7 +290,7 @@ def _over_steps(steps: list, values: list, *, ylabel: str, logarithmic: bool) ->
             ax.set_ylim(bottom=0)
             ax.yaxis.set_major_formatter("{x:,.0f}")
         ax.set_ylabel(ylabel)
-        _steps_axis(ax)
+        _steps_axis(ax, most=5)
     return figure
 
 
@@ -299,9 +302,11 @@ def _plain_logarithmic(ax: "Axes") -> None:
     ax.yaxis.set_minor_formatter(ticker.NullFormatter())
 
 
-def _steps_axis(ax: "Axes") -> None:
+def _steps_axis(ax: "Axes", *, most: int = 9) -> None:
+    ticker = require("matplotlib.ticker", extra="report")
     ax.set_xlabel("step")
     ax.set_xlim(left=0)
+    ax.xaxis.set_major_locator(ticker.MaxNLocator(most, integer=True))
     ax.xaxis.set_major_formatter("{x:,.0f}")
 
 

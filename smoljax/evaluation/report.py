@@ -11,7 +11,7 @@ from smoljax.evaluation.report_inputs import read_inputs
 REPORT = "report.html"
 _NAVIGATION = (
     ("documents", "What went in"),
-    ("tokenizer", "Tokenizer"),
+    ("tokenizer", "Tokenizer and shards"),
     ("training", "Training"),
     ("heldout", "Held-out text"),
     ("samples", "Samples"),

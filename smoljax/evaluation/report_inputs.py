@@ -4,10 +4,11 @@ import dataclasses
 import hashlib
 import heapq
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from smoljax.errors import SmoljaxError, require
+from smoljax.tokens.shards import shard_directory
 from smoljax.training.metrics import JSONL, read_metrics
 
 VERB_OF = {
@@ -40,7 +41,7 @@ class Inputs:
       documents: documents/manifest.json.
       tokenizer_path: folder or file of the tokenizer.
       tokenizer: its manifest.
-      shards: manifest of each source's shards.
+      shards: manifest of the shards of each source that was trained on.
       config: the config that was trained.
       metrics: rows of train/metrics.jsonl.
       evaluation: evaluation.json.
@@ -64,8 +65,8 @@ class Inputs:
             for source in self.documents["sources"]
         }
 
-    def removed_examples(self, count: int) -> dict[str, list[Document]]:
-        """For each reason, most frequent first, `count` removed documents of any source."""
+    def removed_examples(self, count: int) -> dict[str, tuple[int, list[Document]]]:
+        """For each reason, most frequent first: how many it removed, and `count` of them, of any source."""
         heaps: dict[str, list] = {}
         numbers: dict[str, int] = {}
         for source in self.documents["sources"]:
@@ -73,7 +74,7 @@ class Inputs:
                 _push(heaps.setdefault(document.reason, []), count, order, document)
                 numbers[document.reason] = numbers.get(document.reason, 0) + 1
         reasons = sorted(heaps, key=lambda reason: (-numbers[reason], reason))
-        return {reason: _ordered(heaps[reason]) for reason in reasons}
+        return {reason: (numbers[reason], _ordered(heaps[reason])) for reason in reasons}
 
     def heldout_example(self) -> Document | None:
         """One held-out document of the first source that has any."""
@@ -100,7 +101,9 @@ def read_inputs(workdir: Path) -> Inputs:
         documents=_read_json(workdir, "documents/manifest.json"),
         tokenizer_path=tokenizer_path,
         tokenizer=_read_tokenizer_manifest(tokenizer_path),
-        shards=_read_shards(Path(config["data"].get("directory") or workdir / "shards")),
+        shards=_read_shards(
+            Path(config["data"].get("directory") or workdir / "shards"), config["data"]["sources"]
+        ),
         config=config,
         metrics=metrics,
         evaluation=_read_json(workdir, "evaluation.json"),
@@ -138,11 +141,11 @@ def _read_tokenizer_manifest(path: Path) -> dict:
     return _load(path / "manifest.json", VERB_OF[name])
 
 
-def _read_shards(directory: Path) -> dict[str, dict]:
-    paths = sorted(directory.glob("*/*/manifest.json"))
-    if not paths:
-        raise _missing(directory / "<source>" / "<version>" / "manifest.json", VERB_OF["shards"])
-    return {path.parent.parent.name: _load(path, VERB_OF["shards"]) for path in paths}
+def _read_shards(directory: Path, sources: Sequence[str]) -> dict[str, dict]:
+    return {
+        source: _load(shard_directory(directory, source) / "manifest.json", VERB_OF["shards"])
+        for source in sources
+    }
 
 
 def _documents(folder: Path) -> Iterator[tuple[str, Document]]:

@@ -42,15 +42,16 @@ a:hover { text-decoration: underline; }
 @media (max-width: 700px) { .headline { grid-template-columns: 1fr; } }
 .scroll { overflow-x: auto; margin: 12px 0; }
 table { border-collapse: collapse; width: 100%; font-size: 0.92rem; }
-th, td { text-align: left; padding: 6px 14px 6px 0; border-bottom: 1px solid var(--line); vertical-align: top; }
+th, td { text-align: left; padding: 6px 18px 6px 0; border-bottom: 1px solid var(--line); vertical-align: top; }
 th { color: var(--faint); font-weight: 600; white-space: nowrap; }
 th.number, td.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 th:last-child, td:last-child { padding-right: 0; }
 tr.total td { font-weight: 700; }
-figure { margin: 16px 0; }
-figure svg { display: block; width: 100%; height: auto; font-family: inherit; }
+figure { margin: 16px 0; overflow-x: auto; }
+figure svg { display: block; width: 100%; min-width: 560px; height: auto; font-family: inherit; }
+.pair svg { min-width: 280px; }
 figcaption { color: var(--faint); font-size: 0.9rem; margin-top: 4px; max-width: 46rem; }
-.pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(320px, 1fr)); gap: 8px 28px; }
+.pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(320px, 100%), 1fr)); gap: 8px 28px; }
 pre, code { font-family: ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace; font-size: 0.86rem; }
 pre { background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: 12px 14px; margin: 8px 0;
   white-space: pre-wrap; overflow-wrap: anywhere; max-height: 26rem; overflow-y: auto; }
@@ -73,6 +74,10 @@ _UNSAFE = re.compile(
 
 class Html(str):
     """HTML that is complete and safe to put into a page."""
+
+
+class Number(str):
+    """A number as text, for a table cell that is not to be formatted again."""
 
 
 def text(value: object) -> Html:
@@ -131,7 +136,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, total: bo
     """
     rows = [list(row) for row in rows]
     numeric = [
-        bool(rows) and all(isinstance(row[place], int | float) for row in rows)
+        bool(rows) and all(isinstance(row[place], int | float | Number) for row in rows)
         for place in range(len(columns))
     ]
 
@@ -149,10 +154,10 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, total: bo
 
 
 def cards(facts: Iterable[tuple[str, str]]) -> Html:
-    """A row of figures, each above what it counts."""
+    """A row of figures, each above what it counts: (figure, what)."""
     return tag(
         "div",
-        *(tag("div", tag("b", value), tag("span", name), css="card") for name, value in facts),
+        *(tag("div", tag("b", value), tag("span", name), css="card") for value, name in facts),
         css="cards",
     )
 

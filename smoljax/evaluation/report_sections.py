@@ -89,14 +89,16 @@ def documents(inputs: Inputs) -> Html:
         ),
         html.tag("h3", "Kept and removed by stage"),
         html.figure(plots.svg(plots.documents_by_stage(stages), "stages")),
-        html.table(("stage", "kept", "removed", "why", "seconds"), [_stage_row(s) for s in stages]),
+        html.table(("stage", "kept", "removed", "seconds", "why"), [_stage_row(s) for s in stages]),
         html.tag("h3", "Removed documents, by reason"),
         html.paragraph(
             "Every removed document is kept with its reason. These were drawn by the hash of their id, not picked."
         ),
         *(
-            html.folded(reason, f"{len(examples)} shown", *map(_example, examples))
-            for reason, examples in inputs.removed_examples(EXAMPLES_PER_REASON).items()
+            html.folded(
+                reason, f"{number:,} removed, {len(examples)} shown", *map(_example, examples)
+            )
+            for reason, (number, examples) in inputs.removed_examples(EXAMPLES_PER_REASON).items()
         ),
         html.tag("h3", "Kept documents, by source"),
         *(
@@ -108,16 +110,18 @@ def documents(inputs: Inputs) -> Html:
 
 
 def tokenizer(inputs: Inputs) -> Html:
-    """Vocabulary, how much text a token holds, and a text cut into tokens."""
+    """Vocabulary, how much text a token holds, a text cut into tokens, and what the shards hold."""
     from smoljax.tokens import tokenizer as tokenizers
 
     loaded = tokenizers.load(inputs.tokenizer_path)
-    heldout = inputs.evaluation["heldout"]
-    tokens = sum(row["tokens"] for name, row in heldout.items() if name != "all")
+    rows = [_shard_row(source, manifest) for source, manifest in inputs.shards.items()]
+    train_tokens, heldout_tokens = (sum(row[column] for row in rows) for column in (1, 2))
+    text_bytes, text_tokens = (sum(row[column] for row in rows) for column in (3, 4))
     facts = [
         (f"{loaded.vocab_size:,}", "tokens in the vocabulary"),
-        (f"{heldout['all']['bytes'] / tokens:.2f}", "bytes of held-out text per token"),
-        (str(inputs.tokenizer["kind"]), "kind"),
+        (f"{text_bytes / text_tokens:.2f}", "bytes of text per token"),
+        (f"{train_tokens / 1e6:,.2f} M", "tokens to train on"),
+        (f"{heldout_tokens / 1e6:,.2f} M", "tokens held out"),
     ]
     parts = [html.cards(facts)]
     if loaded.lossy:
@@ -127,23 +131,18 @@ def tokenizer(inputs: Inputs) -> Html:
         pieces = _pieces(loaded, example.text[:420])
         parts += [
             html.paragraph(
-                f"The beginning of a held-out document of {example.source} ({example.path}), cut into "
-                f"{len(pieces)} pieces:"
+                f"The beginning of a held-out document, cut into {len(pieces)} pieces ",
+                f"(tokenizer: {inputs.tokenizer['kind']}). ",
+                f"It is {example.path} of {example.source}.",
+                css="origin",
             ),
             html.preformatted(*(html.tag("span", piece, css="token") for piece in pieces)),
         ]
-    rows = [
-        (
-            source,
-            row["bytes"] / row["tokens"],
-            row["tokens"],
-            row["documents"],
-        )
-        for source, row in heldout.items()
-        if source != "all"
-    ]
-    columns = ("source", "bytes per token", "held-out tokens", "held-out documents")
-    return html.section("tokenizer", "Tokenizer", *parts, html.table(columns, rows))
+    table = html.table(
+        ("source", "train tokens", "held-out tokens", "bytes per token"),
+        [(source, train, held, size / count) for source, train, held, size, count in rows],
+    )
+    return html.section("tokenizer", "Tokenizer and shards", *parts, table)
 
 
 def training(inputs: Inputs) -> Html:
@@ -172,7 +171,7 @@ def training(inputs: Inputs) -> Html:
             ),
             html.figure(
                 plots.svg(plots.throughput(rows), "throughput"),
-                "Speed of training alone"
+                "Speed of training, without the time of compilation and evaluation"
                 + (
                     f"; model FLOPs utilisation {statistics.median(speeds):.0%} (median)."
                     if speeds
@@ -339,10 +338,23 @@ def _total(rows: Sequence[tuple]) -> tuple:
     return ("all sources", *(sum(column) for column in list(zip(*rows))[1:]))
 
 
+def _shard_row(source: str, manifest: dict) -> tuple[str, int, int, int, int]:
+    """Source, train tokens, held-out tokens, bytes of text, and tokens of text (without bos and eos)."""
+    splits = manifest["splits"]
+    return (
+        source,
+        splits["train"]["tokens"],
+        splits["heldout"]["tokens"],
+        sum(split["text_bytes"] for split in splits.values()),
+        sum(split["tokens"] - 2 * split["documents"] for split in splits.values()),
+    )
+
+
 def _stage_row(stage: dict) -> tuple:
     reasons = sorted(stage["removed_by_reason"].items(), key=lambda item: (-item[1], item[0]))
     why = ", ".join(f"{reason.removeprefix(stage['name'] + ':')} {n:,}" for reason, n in reasons)
-    return (stage["name"], stage["kept"], stage["removed"], why, f"{stage['seconds']:.1f}")
+    seconds = html.Number(f"{stage['seconds']:.1f}")
+    return (stage["name"], stage["kept"], stage["removed"], seconds, why)
 
 
 def _example(document: Document) -> Html:
