@@ -2,5 +2,15 @@
 
 from smoljax.model.config import ModelConfig
 from smoljax.model.functions import forward, hidden, init, logical_axes, unembedding
+from smoljax.model.generate import generate, stream
 
-__all__ = ["ModelConfig", "forward", "hidden", "init", "logical_axes", "unembedding"]
+__all__ = [
+    "ModelConfig",
+    "forward",
+    "generate",
+    "hidden",
+    "init",
+    "logical_axes",
+    "stream",
+    "unembedding",
+]

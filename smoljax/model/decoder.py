@@ -7,7 +7,6 @@ F feed-forward width, V vocabulary, L layers
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -26,33 +25,8 @@ _POLICIES = {
 }
 
 
-class PerLayer(NamedTuple):
-    """What differs from layer to layer, stacked on the first axis.
-
-    Attributes:
-      uses_rope: bool [L].
-      state: what `attend` takes for its layer (a KV cache), stacked; or None.
-    """
-
-    uses_rope: jax.Array
-    state: object = None
-
-
-class Shared(NamedTuple):
-    """What all layers are given alike.
-
-    Attributes:
-      cos, sin: of the rotary angles, [B or 1, S, 1, R] in the compute dtype.
-      context: what `attend` takes besides queries, keys and values (segment ids, a cache position).
-    """
-
-    cos: jax.Array
-    sin: jax.Array
-    context: object = None
-
-
-# (q_BSNH, k_BSKH, v_BSKH, context, state of the layer) -> (output_BSNH, new state or output of the layer)
-Attend = Callable[[jax.Array, jax.Array, jax.Array, object, object], tuple[jax.Array, object]]
+# (q_BSNH, k_BSKH, v_BSKH) -> (output_BSNH, anything that the layer shall hand out, or None)
+Attend = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, object]]
 
 
 class Decoder(nn.Module):
@@ -60,17 +34,15 @@ class Decoder(nn.Module):
 
     Attributes:
       config: sizes, dtype, execution.
-      attend: the attention itself, between the projections. Training and decoding differ in nothing else.
+      attend: the attention itself, between the projections; the same function for every layer.
     """
 
     config: ModelConfig
     attend: Attend
 
     @nn.compact
-    def __call__(
-        self, tokens_BS: jax.Array, positions_BS: jax.Array, context: object, state: object = None
-    ) -> tuple[jax.Array, object]:
-        """Returns hidden states [B, S, D] after the final norm, and what `attend` returned per layer, stacked."""
+    def __call__(self, tokens_BS: jax.Array, positions_BS: jax.Array) -> tuple[jax.Array, object]:
+        """Returns hidden states [B, S, D] after the final norm, and what `attend` handed out, stacked by layer."""
         config = self.config
         dtype = jnp.dtype(config.compute_dtype)
         matrix = nn.initializers.normal(config.init_std)
@@ -93,19 +65,15 @@ class Decoder(nn.Module):
             _rematerialised(Layer, config),
             variable_axes={"params": 0},
             split_rngs={"params": True},
-            in_axes=(0, nn.broadcast),
+            in_axes=(0, nn.broadcast, nn.broadcast),
             length=config.num_layers,
             unroll=1 if config.scan_layers else config.num_layers,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )
-        per_layer = PerLayer(
-            jnp.array([config.uses_rope(i) for i in range(config.num_layers)]), state
-        )
-        x_BSD, state = layers(config, self.attend, name="layers")(
-            x_BSD, per_layer, Shared(cos, sin, context)
-        )
+        uses_rope_L = jnp.array([config.uses_rope(layer) for layer in range(config.num_layers)])
+        x_BSD, handed_out = layers(config, self.attend, name="layers")(x_BSD, uses_rope_L, cos, sin)
         gain_D = _gain(self, "final_norm", config.hidden_size)
-        return rms_norm(x_BSD, gain_D, eps=config.norm_eps), state
+        return rms_norm(x_BSD, gain_D, eps=config.norm_eps), handed_out
 
 
 class Layer(nn.Module):
@@ -115,16 +83,18 @@ class Layer(nn.Module):
     attend: Attend
 
     @nn.compact
-    def __call__(self, x_BSD: jax.Array, own: PerLayer, shared: Shared) -> tuple[jax.Array, object]:
+    def __call__(
+        self, x_BSD: jax.Array, uses_rope: jax.Array, cos: jax.Array, sin: jax.Array
+    ) -> tuple[jax.Array, object]:
         config = self.config
         gain_D = _gain(self, "attention_norm", config.hidden_size)
-        update_BSD, state = Attention(config, self.attend, name="attention")(
-            rms_norm(x_BSD, gain_D, eps=config.norm_eps), own, shared
+        update_BSD, handed_out = Attention(config, self.attend, name="attention")(
+            rms_norm(x_BSD, gain_D, eps=config.norm_eps), uses_rope, cos, sin
         )
         x_BSD = _constrain(x_BSD + update_BSD, "embed")
         gain_D = _gain(self, "mlp_norm", config.hidden_size)
         update_BSD = FeedForward(config, name="mlp")(rms_norm(x_BSD, gain_D, eps=config.norm_eps))
-        return _constrain(x_BSD + update_BSD, "embed"), state
+        return _constrain(x_BSD + update_BSD, "embed"), handed_out
 
 
 class Attention(nn.Module):
@@ -134,7 +104,9 @@ class Attention(nn.Module):
     attend: Attend
 
     @nn.compact
-    def __call__(self, x_BSD: jax.Array, own: PerLayer, shared: Shared) -> tuple[jax.Array, object]:
+    def __call__(
+        self, x_BSD: jax.Array, uses_rope: jax.Array, cos: jax.Array, sin: jax.Array
+    ) -> tuple[jax.Array, object]:
         config = self.config
         D, N, K, H = config.hidden_size, config.num_heads, config.num_kv_heads, config.head_dim
         query_DNH = _matrix(self, "query", (D, N, H), ("embed", "heads", "head_dim"))
@@ -143,17 +115,17 @@ class Attention(nn.Module):
         output_NHD = _matrix(self, "output", (N, H, D), ("heads", "head_dim", "embed"))
 
         # Without RoPE the angle is 0, and turning by (1, 0) is the exact identity.
-        cos = jnp.where(own.uses_rope, shared.cos, 1)
-        sin = jnp.where(own.uses_rope, shared.sin, 0)
+        cos = jnp.where(uses_rope, cos, 1)
+        sin = jnp.where(uses_rope, sin, 0)
         q_BSNH = rotate(jnp.einsum("bsd,dnh->bsnh", x_BSD, query_DNH), cos, sin)
         k_BSKH = rotate(jnp.einsum("bsd,dkh->bskh", x_BSD, key_DKH), cos, sin)
         v_BSKH = jnp.einsum("bsd,dkh->bskh", x_BSD, value_DKH)
         q_BSNH = checkpoint_name(_constrain(q_BSNH, "heads", None), "query")
         k_BSKH = checkpoint_name(_constrain(k_BSKH, "kv_heads", None), "key")
         v_BSKH = checkpoint_name(_constrain(v_BSKH, "kv_heads", None), "value")
-        output_BSNH, state = self.attend(q_BSNH, k_BSKH, v_BSKH, shared.context, own.state)
+        output_BSNH, handed_out = self.attend(q_BSNH, k_BSKH, v_BSKH)
         output_BSNH = checkpoint_name(_constrain(output_BSNH, "heads", None), "attention_output")
-        return jnp.einsum("bsnh,nhd->bsd", output_BSNH, output_NHD), state
+        return jnp.einsum("bsnh,nhd->bsd", output_BSNH, output_NHD), handed_out
 
 
 class FeedForward(nn.Module):

@@ -74,14 +74,13 @@ def hidden(
     if positions_BS is None:
         positions_BS = jnp.arange(tokens_BS.shape[1])[None]
 
-    def attend(q_BSNH, k_BSKH, v_BSKH, segment_ids_BS, _):
+    def attend(q_BSNH, k_BSKH, v_BSKH):
         output_BSNH = attention(
             q_BSNH, k_BSKH, v_BSKH, segment_ids=segment_ids_BS, implementation=config.attention
         )
         return output_BSNH, None
 
-    decoder = Decoder(config, attend)
-    hidden_BSD, _ = decoder.apply({"params": params}, tokens_BS, positions_BS, segment_ids_BS)
+    hidden_BSD, _ = Decoder(config, attend).apply({"params": params}, tokens_BS, positions_BS)
     return hidden_BSD
 
 
@@ -92,6 +91,6 @@ def unembedding(config: ModelConfig, params: dict) -> jax.Array:
 
 def _boxed(config: ModelConfig, key: jax.Array) -> dict:
     """Parameters with their logical axes. Linen makes them by a forward pass, so give it one token and no attention."""
-    decoder = Decoder(config, lambda q_BSNH, k_BSKH, v_BSKH, context, state: (q_BSNH, None))
+    decoder = Decoder(config, lambda q_BSNH, k_BSKH, v_BSKH: (q_BSNH, None))
     token_BS = jnp.zeros((1, 1), jnp.int32)
-    return decoder.init(key, token_BS, token_BS, None)["params"]
+    return decoder.init(key, token_BS, token_BS)["params"]

@@ -104,10 +104,10 @@ def test_every_execution_computes_the_same(params, tokens_BS, scan, remat):
 
 
 def test_remat_holds_less_for_the_backward_pass(params):
-    tokens_BS = jnp.zeros((4, 256), jnp.int32)
+    tokens_BS = jnp.zeros((2, 128), jnp.int32)
 
     def temporaries(remat):
-        config = dataclasses.replace(SCANNED, num_layers=8, remat=remat)
+        config = dataclasses.replace(SCANNED, remat=remat)
         shapes = jax.eval_shape(lambda: init(config, jax.random.key(0)))
 
         def loss(params):
@@ -168,8 +168,10 @@ def test_tied_and_untied_heads(params, tokens_BS):
     assert unembedding(CONFIG, params).shape == (32, 96)
     untied = dataclasses.replace(CONFIG, tie_embeddings=False)
     same = {**params, "head": params["embedding"].T}
-    np.testing.assert_array_equal(
-        compiled_forward(CONFIG, params, tokens_BS), compiled_forward(untied, same, tokens_BS)
+    np.testing.assert_allclose(
+        compiled_forward(CONFIG, params, tokens_BS),
+        compiled_forward(untied, same, tokens_BS),
+        atol=1e-5,
     )
 
 
