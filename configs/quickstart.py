@@ -8,13 +8,19 @@ from ml_collections import ConfigDict
 
 
 def get_config() -> ConfigDict:
-    """The whole path: documents, tokenizer, shards, training, evaluation, generation."""
+    """The whole path: documents, tokenizer, shards, training, evaluation, samples."""
     config = ConfigDict()
     config.name = "quickstart"
     config.seed = 0
-
-    config.tokenizer = ConfigDict(dict(vocab_size=8192, directory=""))
-
+    config.curation = ConfigDict(
+        dict(
+            recipe="data/quickstart.py",
+            heldout_fraction=0.05,
+            shard_bytes=8 << 20,
+        )
+    )
+    config.tokenizer = ConfigDict(dict(directory="", vocab_size=8192))
+    config.shards = ConfigDict(dict(block_tokens=2**19, tokens_per_file=2**27))
     config.data = ConfigDict(
         dict(
             directory="",
@@ -26,12 +32,11 @@ def get_config() -> ConfigDict:
                 "newspaper_html",
                 "sphinx_docs",
             ),
-            stages=(),
+            stages=(),  # Each source by its size.
             seq_len=256,
             batch_size=16,
         )
     )
-
     config.model = ConfigDict(
         dict(
             vocab_size=8192,
@@ -44,9 +49,53 @@ def get_config() -> ConfigDict:
             no_rope_layer_interval=4,
             max_seq_len=256,
             tie_embeddings=True,
+            init_std=0.02,
             compute_dtype="float32",
             scan_layers=False,
             remat="none",
+        )
+    )
+    config.mesh = ConfigDict(dict(data=-1, fsdp=1, tensor=1, context=1))
+    config.optimizer = ConfigDict(
+        dict(
+            name="muon",
+            learning_rate=3e-3,
+            adamw_learning_rate=3e-3,
+            weight_decay=0.1,
+            clip_norm=1.0,
+            schedule="wsd",
+            warmup_steps=20,
+            decay_fraction=0.5,
+            decay_tail="linear",
+            final_fraction=0.0,
+        )
+    )
+    config.training = ConfigDict(
+        dict(
+            num_steps=400,
+            micro_batches=1,
+            loss_chunk=4096,
+            z_loss=0.0,
+            log_every=10,
+            eval_every=100,
+            eval_batches=4,
+            checkpoint_every=100,
+            keep_checkpoints=2,
+        )
+    )
+    config.generation = ConfigDict(
+        dict(
+            prompts=(
+                "def ",
+                "class Book(models.Model):\n",
+                "To install Django, ",
+                "The Session object ",
+            ),
+            max_new_tokens=96,
+            temperature=0.6,
+            top_k=0,
+            top_p=0.95,
+            seed=0,
         )
     )
     return config

@@ -20,7 +20,6 @@ def main(config: dict, workdir: Path) -> int:
 
     run = Run(config, workdir)
     step, params = run.restore_params()
-    heldout = run.mixture("heldout")
     eval_step = make_eval_step(
         run.model,
         mesh=run.mesh,
@@ -28,7 +27,7 @@ def main(config: dict, workdir: Path) -> int:
         loss_chunk=run.training.loss_chunk,
     )
     results = perplexity.held_out(
-        eval_step, params, heldout, mesh=run.mesh, batch_size=config["data"]["batch_size"]
+        eval_step, params, run.mixture, mesh=run.mesh, batch_size=config["data"]["batch_size"]
     )
     sources = [source for source in results if source != "all"]
     for source, row in baselines.baselines(run.shards_directory, sources, run.tokenizer).items():

@@ -34,7 +34,7 @@ def held_out(
     Args:
       eval_step: see smoljax.training.make_eval_step.
       params: the model's parameters.
-      mixture: the held-out split, opened.
+      mixture: token shards, opened by smoljax.input_pipeline.open_mixture.
       mesh: the device mesh.
       batch_size: windows per batch.
       max_batches: stop after so many batches of a source; all of it when None.
@@ -46,7 +46,7 @@ def held_out(
     rows = parallel.local_rows(mesh, batch_size)
     keys = ("tokens", "targets", "segment_ids", "positions", "loss_mask")
     results = {}
-    for source in mixture.sources:
+    for source in mixture.config.sources:
         sums = []
         for number, batch in enumerate(mixture.heldout_batches(source, batch_size)):
             if number == max_batches:
@@ -56,20 +56,20 @@ def held_out(
             sums.append(eval_step(params, on_mesh))
         nats = math.fsum(float(row["cross_entropy"]) for row in sums)
         scored = sum(int(row["num_targets"]) for row in sums)
-        counts = mixture.counts(source)
         if not scored:
             continue
+        split = mixture.reader(source, "heldout")
         results[source] = {
             "bits_per_byte": bits_per_byte(
                 nats,
                 scored,
-                tokens=counts["tokens"] - counts["documents"],
-                text_bytes=counts["bytes"],
+                tokens=split.num_tokens - split.num_documents,
+                text_bytes=split.text_bytes,
             ),
             "loss": nats / scored,
             "tokens": scored,
-            "documents": counts["documents"],
-            "bytes": counts["bytes"],
+            "documents": split.num_documents,
+            "bytes": split.text_bytes,
         }
     return results | {"all": combine(results)}
 

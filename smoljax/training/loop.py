@@ -30,7 +30,7 @@ def train(run: Run) -> int:
       0 when done; 42 when stopped on request (SIGTERM, SIGINT) after saving.
     """
     training, mesh = run.training, run.mesh
-    mixture = run.mixture()
+    mixture = run.mixture
     checkpoints = run.checkpoints()
     start = checkpoints.latest_step() or 0
     if start:
@@ -90,7 +90,6 @@ def train(run: Run) -> int:
 
 
 def _evaluator(run: Run) -> Callable[[dict], dict]:
-    heldout = run.mixture("heldout")
     eval_step = make_eval_step(
         run.model, mesh=run.mesh, shardings=run.shardings.params, loss_chunk=run.training.loss_chunk
     )
@@ -99,7 +98,7 @@ def _evaluator(run: Run) -> Callable[[dict], dict]:
         return perplexity.held_out(
             eval_step,
             params,
-            heldout,
+            run.mixture,
             mesh=run.mesh,
             batch_size=run.config["data"]["batch_size"],
             max_batches=run.training.eval_batches,

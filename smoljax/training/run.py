@@ -10,8 +10,10 @@ from jax.sharding import Mesh
 
 from smoljax import configuration, optim, parallel
 from smoljax.errors import SmoljaxError
-from smoljax.input_pipeline import MixtureConfig, open_mixture
+from smoljax.input_pipeline import Mixture, MixtureConfig, open_mixture
 from smoljax.model import ModelConfig, logical_axes
+from smoljax.tokens.config import TokenizerConfig
+from smoljax.tokens.tokenizer import Tokenizer
 from smoljax.training.checkpoint import Checkpoints
 from smoljax.training.config import TrainingConfig
 from smoljax.training.state import TrainState, state_shapes, state_shardings
@@ -98,32 +100,24 @@ class Run:
         """Where each parameter lives."""
         return parallel.param_shardings(self.mesh, logical_axes(self.model), self.params_shapes)
 
-    @property
-    def tokenizer_path(self) -> Path:
-        """The tokenizer's file or folder."""
-        return self._place("tokenizer")
-
     @functools.cached_property
-    def tokenizer(self):
+    def tokenizer(self) -> Tokenizer:
         """The tokenizer that made the shards."""
-        from smoljax.tokens import tokenizer
-
-        loaded = tokenizer.load(self.tokenizer_path)
+        settings = configuration.build(TokenizerConfig, self.config["tokenizer"], "tokenizer")
+        loaded = settings.load(self.workdir)
         if loaded.vocab_size > self.model.vocab_size:
             raise SmoljaxError(
-                f"the tokenizer {self.tokenizer_path} has {loaded.vocab_size} tokens, config.model.vocab_size is "
+                f"the tokenizer has {loaded.vocab_size} tokens, config.model.vocab_size is "
                 f"{self.model.vocab_size}: make it at least {loaded.vocab_size}"
             )
         return loaded
 
-    def mixture(self, split: str = "train"):
-        """The token shards, opened; `split` is "train" or "heldout"."""
-        section = dict(self.config["data"])
-        section.pop("directory", None)
-        section.setdefault("seed", self.config["seed"])
-        section |= {
+    @functools.cached_property
+    def mixture(self) -> Mixture:
+        """The token shards, opened."""
+        section = self.config["data"] | {
             "directory": str(self.shards_directory),
-            "split": split,
+            "seed": self.config["seed"],
             "tokenizer_fingerprint": self.tokenizer.fingerprint,
         }
         return open_mixture(configuration.build(MixtureConfig, section, "data"))
@@ -152,9 +146,5 @@ class Run:
     @property
     def shards_directory(self) -> Path:
         """Where the token shards of all sources are."""
-        return self._place("data")
-
-    def _place(self, name: str) -> Path:
-        """A folder that the config may name; the workdir's own otherwise."""
-        named = self.config.get(name, {}).get("directory", "")
-        return Path(named) if named else self.workdir / {"data": "shards"}.get(name, name)
+        named = self.config["data"].get("directory", "")
+        return Path(named) if named else self.workdir / "shards"

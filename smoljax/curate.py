@@ -1,0 +1,79 @@
+"""Raw bytes to token shards: `python -m smoljax.curate --config=configs/quickstart.py --workdir=runs/quickstart`.
+
+Three parts, each skipped while it is up to date; --only names one:
+  documents   runs the recipe config.curation.recipe; writes WORKDIR/documents, removed documents with their reasons
+  tokenizer   trains SentencePiece on the train split; writes WORKDIR/tokenizer (or checks config.tokenizer.directory)
+  shards      writes token shards of every source to WORKDIR/shards
+"""
+
+from pathlib import Path
+
+from smoljax import command_line
+
+OPTIONS = {"only": "documents, tokenizer or shards; all three when not given"}
+PARTS = ("documents", "tokenizer", "shards")
+
+
+def main(config: dict, workdir: Path, *, only: str) -> int:
+    """Brings the parts up to date, in order."""
+    from smoljax.errors import SmoljaxError
+
+    if only and only not in PARTS:
+        raise SmoljaxError(f"--only={only}: there are {', '.join(PARTS)}")
+    for part in (only,) if only else PARTS:
+        {"documents": _documents, "tokenizer": _tokenizer, "shards": _shards}[part](config, workdir)
+    return 0
+
+
+def _documents(config: dict, workdir: Path) -> None:
+    from smoljax import configuration, curation
+
+    settings = configuration.build(curation.CurationConfig, config["curation"], "curation")
+    print(curation.table(curation.curate(settings, workdir)))
+
+
+def _tokenizer(config: dict, workdir: Path) -> None:
+    from smoljax.tokens import documents, tokenizer
+
+    settings = _tokenizer_config(config)
+    if settings.directory:
+        trained = settings.load(workdir)
+    else:
+        texts = documents.read_texts(workdir / "documents", "train")
+        trained = tokenizer.train(texts, workdir / "tokenizer", vocab_size=settings.vocab_size)
+    print(f"tokenizer: {trained.vocab_size:,} tokens, fingerprint {trained.fingerprint[:16]}")
+
+
+def _tokenizer_config(config: dict):
+    from smoljax import configuration
+    from smoljax.tokens.config import TokenizerConfig
+
+    return configuration.build(TokenizerConfig, config["tokenizer"], "tokenizer")
+
+
+def _shards(config: dict, workdir: Path) -> None:
+    from smoljax import configuration
+    from smoljax.tokens import documents
+    from smoljax.tokens.config import ShardsConfig
+
+    sizes = configuration.build(ShardsConfig, config.get("shards", {}), "shards")
+    manifests = documents.tokenize_documents(
+        workdir / "documents",
+        workdir / "shards",
+        _tokenizer_config(config).load(workdir),
+        block_tokens=sizes.block_tokens,
+        tokens_per_file=sizes.tokens_per_file,
+    )
+    for source, manifest in manifests.items():
+        counts = manifest["splits"]
+        print(
+            f"{source:20} "
+            + "  ".join(
+                f"{split} {counts[split]['documents']:,} documents, {counts[split]['tokens']:,} tokens"
+                for split in counts
+            )
+        )
+
+
+if __name__ == "__main__":
+    command_line.run(main, usage=__doc__, options=OPTIONS)
