@@ -1,0 +1,217 @@
+"""From a recipe to documents: the configuration, the run and the table that a person reads afterwards."""
+
+import importlib.util
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from smoljax.curation import pipeline, presets, runner
+from smoljax.curation import sources as sources_module
+from smoljax.errors import SmoljaxError
+
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class CurationConfig:
+    """What is curated, and how.
+
+    Attributes:
+      recipe: path of a file with `sources(workdir, **arguments) -> tuple of sources`; looked for from the working
+        directory, then beside the smoljax package.
+      arguments: what the recipe is called with.
+      presets: preset -> filter -> its arguments (`presets.defaults()`).
+      heldout_fraction: share of documents that is held out, chosen by the hash of their text.
+      heldout_fractions: the same for single sources, by name.
+      shard_bytes: about how many input bytes one work item reads.
+      max_document_bytes: larger documents are removed unread.
+    """
+
+    recipe: str
+    arguments: Mapping[str, object] = field(default_factory=dict)
+    presets: Mapping[str, Mapping[str, Mapping]] = field(default_factory=presets.defaults)
+    heldout_fraction: float = 0.01
+    heldout_fractions: Mapping[str, float] = field(default_factory=dict)
+    shard_bytes: int = 64 << 20
+    max_document_bytes: int = 64 << 20
+
+    def __post_init__(self):
+        for name in ("shard_bytes", "max_document_bytes"):
+            if getattr(self, name) < 1:
+                raise SmoljaxError(
+                    f"config.curation.{name} is {getattr(self, name)}: it must be at least 1"
+                )
+        for name, fraction in {"": self.heldout_fraction, **self.heldout_fractions}.items():
+            if not 0.0 <= fraction < 1.0:
+                label = f"heldout_fractions.{name}" if name else "heldout_fraction"
+                raise SmoljaxError(
+                    f"config.curation.{label} is {fraction}: it must be at least 0 and below 1"
+                )
+        for preset, chain in self.presets.items():
+            for name in chain:
+                if name not in presets.ORDER:
+                    raise SmoljaxError(
+                        f"config.curation.presets.{preset}.{name} is not a filter: "
+                        f"there are {', '.join(presets.ORDER)}"
+                    )
+
+
+def curate(config: CurationConfig, workdir: Path | str, *, workers: int | None = None) -> dict:
+    """Makes `<workdir>/documents/` from the recipe's sources and returns its manifest.
+
+    Finished work of an earlier or interrupted run is kept where neither its input nor the configuration that it
+    depends on has changed. The documents do not depend on `workers`.
+
+    Args:
+      config: what to curate.
+      workdir: local folder of the run.
+      workers: processes; by default the cores that this process may use.
+
+    Raises:
+      SmoljaxError: the recipe or its input is missing, or no document is left at the end.
+      KeyboardInterrupt: on Ctrl-C, with all workers stopped and finished work kept.
+    """
+    workdir = Path(workdir)
+    workers = workers or len(os.sched_getaffinity(0))
+    with runner.only_run_in(workdir / "curation"):
+        shards = sources_module.shards(_sources(config, workdir), config.shard_bytes)
+        config_hash, inputs_hash, fractions = _hashes(config, shards)
+        finished = _finished(workdir, config_hash, inputs_hash)
+        if finished is not None:
+            return finished
+        results, stage_table = pipeline.run_steps(
+            shards,
+            workdir,
+            chains=config.presets,
+            max_document_bytes=config.max_document_bytes,
+            heldout_fractions=fractions,
+            workers=workers,
+        )
+        manifest = {
+            "stages": stage_table,
+            "sources": _sum_by_source(shards, results),
+            "config_hash": config_hash,
+            "inputs_hash": inputs_hash,
+        }
+        if not any(source["train"]["documents"] for source in manifest["sources"].values()):
+            raise SmoljaxError(
+                f"no document is left to train on; every one of "
+                f"{sum(s['removed'] for s in manifest['sources'].values())} was removed. "
+                f"What each stage removed:\n{table(manifest)}\n"
+                "Check the source's preset and the thresholds in config.curation.presets"
+            )
+        pipeline.assemble(shards, workdir, manifest)
+        return manifest
+
+
+def read_documents(
+    workdir: Path | str, source: str, *, part: str = "train"
+) -> Iterator[pa.RecordBatch]:
+    """Yields the documents of a source in their order.
+
+    Args:
+      workdir: of the run.
+      source: its name.
+      part: "train", "heldout" or "removed".
+    """
+    folder = Path(workdir) / "documents" / source / part
+    if not folder.is_dir():
+        raise SmoljaxError(f"{folder} is not there: run smoljax.curate on this --workdir first")
+    for path in sorted(folder.glob("*.parquet")):
+        yield from pq.ParquetFile(path).iter_batches()
+
+
+def table(manifest: Mapping) -> str:
+    """Kept and removed by stage with reasons, and documents and bytes by source, as lines of text."""
+    lines = [f"{'stage':<20}{'kept':>10}{'removed':>10}{'seconds':>10}  removed because of"]
+    for stage in manifest["stages"]:
+        reasons = sorted(stage["removed_by_reason"].items(), key=lambda item: (-item[1], item[0]))
+        text = ", ".join(f"{name.partition(':')[2]} {count:,}" for name, count in reasons)
+        lines.append(
+            f"{stage['name']:<20}{stage['kept']:>10,}{stage['removed']:>10,}"
+            f"{stage['seconds']:>10.1f}  {text}"
+        )
+    lines += ["", f"{'source':<20}{'train':>10}{'MB':>10}{'heldout':>10}{'MB':>10}{'removed':>10}"]
+    for name, source in manifest["sources"].items():
+        train, heldout = source["train"], source["heldout"]
+        lines.append(
+            f"{name:<20}{train['documents']:>10,}{train['bytes'] / 1e6:>10.2f}"
+            f"{heldout['documents']:>10,}{heldout['bytes'] / 1e6:>10.2f}{source['removed']:>10,}"
+        )
+    return "\n".join(lines)
+
+
+def _sources(config: CurationConfig, workdir: Path) -> tuple:
+    found = _load(config.recipe).sources(workdir, **config.arguments)
+    for source in found:
+        if source.preset not in config.presets:
+            raise SmoljaxError(
+                f"source {source.name!r} asks for preset {source.preset!r}: config.curation.presets has "
+                f"{', '.join(sorted(config.presets))}"
+            )
+    unknown = set(config.heldout_fractions) - {source.name for source in found}
+    if unknown:
+        raise SmoljaxError(
+            f"config.curation.heldout_fractions names {', '.join(sorted(unknown))}: the recipe has "
+            f"{', '.join(source.name for source in found)}"
+        )
+    return found
+
+
+def _load(recipe: str) -> ModuleType:
+    beside = Path(__file__).parent.parent.parent / recipe
+    path = Path(recipe) if Path(recipe).is_file() else beside
+    if not path.is_file():
+        raise SmoljaxError(
+            f"config.curation.recipe is {recipe!r}: neither that file nor {beside} is there"
+        )
+    spec = importlib.util.spec_from_file_location(f"smoljax_recipe_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not hasattr(module, "sources"):
+        raise SmoljaxError(f"recipe {path} has no function sources(workdir, ...)")
+    return module
+
+
+def _hashes(config: CurationConfig, shards) -> tuple[str, str, dict[str, float]]:
+    fractions = {
+        shard.source: config.heldout_fractions.get(shard.source, config.heldout_fraction)
+        for shard in shards
+    }
+    config_hash = pipeline.hash_of(
+        pipeline.CODE_VERSION, config.presets, config.max_document_bytes, fractions
+    )
+    return config_hash, pipeline.hash_of([pipeline.fingerprint(s) for s in shards]), fractions
+
+
+def _finished(workdir: Path, config_hash: str, inputs_hash: str) -> dict | None:
+    try:
+        manifest = json.loads((workdir / "documents" / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    same = manifest["config_hash"] == config_hash and manifest["inputs_hash"] == inputs_hash
+    return manifest if same else None
+
+
+def _sum_by_source(shards, results: list[dict]) -> dict:
+    sources: dict[str, dict] = {}
+    for shard, result in zip(shards, results):
+        total = sources.setdefault(
+            shard.source,
+            {
+                "train": {"documents": 0, "bytes": 0},
+                "heldout": {"documents": 0, "bytes": 0},
+                "removed": 0,
+            },
+        )
+        for side in ("train", "heldout"):
+            for unit in ("documents", "bytes"):
+                total[side][unit] += result[side][unit]
+        total["removed"] += result["removed"]
+    return sources

@@ -1,0 +1,73 @@
+"""The columns that pass between curation stages, and how a batch is parted into kept and removed.
+
+A stage is any function `RecordBatch -> (kept RecordBatch, removed RecordBatch)`, a pure function of its
+batch: no clock, no randomness, no memory of other batches. The removed batch has the columns of the input and
+one more, `reason`, that holds "stage:rule".
+"""
+
+from collections.abc import Callable, Sequence
+
+import pyarrow as pa
+
+Stage = Callable[[pa.RecordBatch], tuple[pa.RecordBatch, pa.RecordBatch]]
+
+# What a reader delivers: the bytes of one document and where they came from.
+RAW = pa.schema(
+    [
+        pa.field("id", pa.string(), nullable=False),
+        pa.field("source", pa.string(), nullable=False),
+        pa.field("path", pa.string(), nullable=False),
+        pa.field("media_type", pa.string(), nullable=False),
+        pa.field("content", pa.binary(), nullable=False),
+    ]
+)
+
+# What is written for training. The language is null where it was not asked for (code).
+DOCUMENT = pa.schema(
+    [
+        pa.field("id", pa.string(), nullable=False),
+        pa.field("source", pa.string(), nullable=False),
+        pa.field("path", pa.string(), nullable=False),
+        pa.field("media_type", pa.string(), nullable=False),
+        pa.field("text", pa.string(), nullable=False),
+        pa.field("language", pa.string()),
+        pa.field("language_score", pa.float32()),
+    ]
+)
+
+REASON = pa.field("reason", pa.string(), nullable=False)
+REMOVED = DOCUMENT.append(REASON)
+
+
+def part(
+    batch: pa.RecordBatch, reasons: Sequence[str | None]
+) -> tuple[pa.RecordBatch, pa.RecordBatch]:
+    """Parts `batch` by `reasons`, one per row: None keeps the row, a string "stage:rule" removes it."""
+    if len(reasons) != batch.num_rows:
+        raise ValueError(f"{len(reasons)} reasons for {batch.num_rows} rows")
+    reason = pa.array(reasons, pa.string())
+    kept = batch.filter(reason.is_null())
+    removed = batch.filter(reason.is_valid())
+    columns = [*removed.columns, reason.drop_null()]
+    return kept, pa.RecordBatch.from_arrays(columns, schema=batch.schema.append(REASON))
+
+
+def replace(batch: pa.RecordBatch, **columns: pa.Array) -> pa.RecordBatch:
+    """`batch` with the named columns replaced, in the same order and with the same schema."""
+    arrays = [columns.get(name, column) for name, column in zip(batch.schema.names, batch.columns)]
+    return pa.RecordBatch.from_arrays(arrays, schema=batch.schema)
+
+
+def removed_raw(raw: pa.RecordBatch) -> pa.RecordBatch:
+    """Removed raw rows (RAW plus reason) as removed documents without text."""
+    rows = raw.num_rows
+    return pa.RecordBatch.from_arrays(
+        [
+            *(raw.column(name) for name in ("id", "source", "path", "media_type")),
+            pa.array([""] * rows, pa.string()),
+            pa.nulls(rows, pa.string()),
+            pa.nulls(rows, pa.float32()),
+            raw.column("reason"),
+        ],
+        schema=REMOVED,
+    )
