@@ -28,7 +28,7 @@ def main(config: dict, workdir: Path, *, only: str) -> int:
 def _documents(config: dict, workdir: Path) -> None:
     from smoljax import configuration, curation
 
-    settings = configuration.build(curation.CurationConfig, config["curation"], "curation")
+    settings = configuration.build(curation.CurationConfig, config.get("curation", {}), "curation")
     print(curation.table(curation.curate(settings, workdir)))
 
 
@@ -48,7 +48,7 @@ def _tokenizer_config(config: dict):
     from smoljax import configuration
     from smoljax.tokens.config import TokenizerConfig
 
-    return configuration.build(TokenizerConfig, config["tokenizer"], "tokenizer")
+    return configuration.build(TokenizerConfig, config.get("tokenizer", {}), "tokenizer")
 
 
 def _shards(config: dict, workdir: Path) -> None:

@@ -27,10 +27,10 @@ def main(config: dict, workdir: Path) -> int:
         loss_chunk=run.training.loss_chunk,
     )
     results = perplexity.held_out(
-        eval_step, params, run.mixture, mesh=run.mesh, batch_size=config["data"]["batch_size"]
+        eval_step, params, run.mixture, mesh=run.mesh, batch_size=run.data.batch_size
     )
     sources = [source for source in results if source != "all"]
-    for source, row in baselines.baselines(run.shards_directory, sources, run.tokenizer).items():
+    for source, row in baselines.baselines(run.data.directory, sources, run.tokenizer).items():
         results[source]["baselines"] = row
     files.atomic_write_json(workdir / "evaluation.json", {"step": step, "heldout": results})
     print(table(results))

@@ -28,7 +28,7 @@ def main(config: dict, workdir: Path, *, prompt: str, samples: str) -> int:
     from smoljax.training import Run
 
     run = Run(config, workdir)
-    settings = configuration.build(GenerationConfig, config["generation"], "generation")
+    settings = configuration.build(GenerationConfig, config.get("generation", {}), "generation")
     step, params = run.restore_params()
     sampler = Sampler(run.model, params, run.tokenizer, settings)
     if prompt:

@@ -38,7 +38,7 @@ def train(run: Run) -> int:
         _say(f"resuming from step {start:,} in {run.train_directory}")
     else:
         state = make_state(
-            run.model, run.optimizer, seed=run.config["seed"], shardings=run.shardings
+            run.model, run.optimizer, seed=run.seed, shardings=run.shardings
         )
         _describe(run)
     _write_config(run)
@@ -52,7 +52,7 @@ def train(run: Run) -> int:
         z_loss=training.z_loss,
     )
     evaluate = _evaluator(run)
-    batch_size = run.config["data"]["batch_size"]
+    batch_size = run.data.batch_size
     rows = parallel.local_rows(mesh, batch_size)
     batches = mixture.loader(start, rows=rows)
     log = _Log(run, start_step=start)
@@ -100,7 +100,7 @@ def _evaluator(run: Run) -> Callable[[dict], dict]:
             params,
             run.mixture,
             mesh=run.mesh,
-            batch_size=run.config["data"]["batch_size"],
+            batch_size=run.data.batch_size,
             max_batches=run.training.eval_batches,
         )
 
@@ -119,9 +119,8 @@ class _Log:
         )
         self._progress = Progress("train", run.training.num_steps, unit="steps")
         self._progress.start_at(start_step)
-        data = run.config["data"]
-        self._tokens_per_step = data["batch_size"] * data["seq_len"]
-        self._flops_per_token = run.model.flops_per_token(data["seq_len"], attention="causal")
+        self._tokens_per_step = run.data.batch_size * run.data.seq_len
+        self._flops_per_token = run.model.flops_per_token(run.data.seq_len, attention="causal")
         self._peak = peak_flops(jax.devices()[0]) * len(jax.devices())
         self._pending: tuple[int, dict] | None = None
         self._mark = (start_step, time.perf_counter())
@@ -220,7 +219,6 @@ class _StopRequest:
 def _describe(run: Run) -> None:
     if jax.process_index():
         return
-    data = run.config["data"]
     _say(
         optim.describe(
             run.params_shapes,
@@ -230,7 +228,7 @@ def _describe(run: Run) -> None:
     )
     _say(
         f"{run.model.num_params:,} parameters ({run.model.num_params_without_embedding:,} without embedding), "
-        f"{run.training.num_steps:,} steps of {data['batch_size']} x {data['seq_len']} tokens, mesh {dict(run.mesh.shape)} "
+        f"{run.training.num_steps:,} steps of {run.data.batch_size} x {run.data.seq_len} tokens, mesh {dict(run.mesh.shape)} "
         f"of {jax.devices()[0].device_kind}"
     )
 

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from smoljax import configuration, optim, parallel
 from smoljax.errors import SmoljaxError
 from smoljax.input_pipeline import Mixture, MixtureConfig, open_mixture
-from smoljax.model import ModelConfig, logical_axes
+from smoljax.model import ModelConfig, init, logical_axes
 from smoljax.tokens.config import TokenizerConfig
 from smoljax.tokens.tokenizer import Tokenizer
 from smoljax.training.checkpoint import Checkpoints
@@ -32,11 +32,16 @@ class Run:
     config: dict
     workdir: Path
 
+    @property
+    def seed(self) -> int:
+        """Names the initial parameters and the data order."""
+        return self.config.get("seed", 0)
+
     @functools.cached_property
     def model(self) -> ModelConfig:
         """The model, checked against the data that it reads."""
-        model = configuration.build(ModelConfig, self.config["model"], "model")
-        seq_len = self.config["data"]["seq_len"]
+        model = self._section(ModelConfig, "model")
+        seq_len = self.data.seq_len
         if seq_len > model.max_seq_len:
             raise SmoljaxError(
                 f"config.data.seq_len is {seq_len}, longer than config.model.max_seq_len {model.max_seq_len}: "
@@ -47,8 +52,8 @@ class Run:
     @functools.cached_property
     def training(self) -> TrainingConfig:
         """The loop's settings."""
-        training = configuration.build(TrainingConfig, self.config["training"], "training")
-        batch_size = self.config["data"]["batch_size"]
+        training = self._section(TrainingConfig, "training")
+        batch_size = self.data.batch_size
         if batch_size % training.micro_batches:
             raise SmoljaxError(
                 f"config.training.micro_batches is {training.micro_batches}, which does not divide "
@@ -59,20 +64,16 @@ class Run:
     @functools.cached_property
     def mesh(self) -> Mesh:
         """All devices, arranged as config.mesh says."""
-        return parallel.make_mesh(
-            configuration.build(parallel.MeshConfig, self.config.get("mesh", {}), "mesh")
-        )
+        return parallel.make_mesh(self._section(parallel.MeshConfig, "mesh"))
 
     @functools.cached_property
     def optimizer_config(self) -> optim.OptimizerConfig:
         """The optimizer's settings."""
-        return configuration.build(optim.OptimizerConfig, self.config["optimizer"], "optimizer")
+        return self._section(optim.OptimizerConfig, "optimizer")
 
     @functools.cached_property
     def params_shapes(self) -> dict:
         """The parameters as ShapeDtypeStructs."""
-        from smoljax.model import init
-
         return jax.eval_shape(functools.partial(init, self.model), jax.random.key(0))
 
     @functools.cached_property
@@ -103,7 +104,7 @@ class Run:
     @functools.cached_property
     def tokenizer(self) -> Tokenizer:
         """The tokenizer that made the shards."""
-        settings = configuration.build(TokenizerConfig, self.config["tokenizer"], "tokenizer")
+        settings = self._section(TokenizerConfig, "tokenizer")
         loaded = settings.load(self.workdir)
         if loaded.vocab_size > self.model.vocab_size:
             raise SmoljaxError(
@@ -113,14 +114,19 @@ class Run:
         return loaded
 
     @functools.cached_property
+    def data(self) -> MixtureConfig:
+        """What is trained on, and in which order."""
+        values = {"directory": str(self.workdir / "shards")} | {
+            key: value for key, value in self.config.get("data", {}).items() if value != ""
+        }
+        return configuration.build(MixtureConfig, values | {"seed": self.seed}, "data")
+
+    @functools.cached_property
     def mixture(self) -> Mixture:
         """The token shards, opened."""
-        section = self.config["data"] | {
-            "directory": str(self.shards_directory),
-            "seed": self.config["seed"],
-            "tokenizer_fingerprint": self.tokenizer.fingerprint,
-        }
-        return open_mixture(configuration.build(MixtureConfig, section, "data"))
+        return open_mixture(
+            dataclasses.replace(self.data, tokenizer_fingerprint=self.tokenizer.fingerprint)
+        )
 
     @property
     def train_directory(self) -> Path:
@@ -143,8 +149,5 @@ class Run:
         checkpoints.close()
         return step, params
 
-    @property
-    def shards_directory(self) -> Path:
-        """Where the token shards of all sources are."""
-        named = self.config["data"].get("directory", "")
-        return Path(named) if named else self.workdir / "shards"
+    def _section(self, cls: type, name: str):
+        return configuration.build(cls, self.config.get(name, {}), name)
