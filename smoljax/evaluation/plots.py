@@ -2,7 +2,7 @@
 
 Each function takes plain rows, as smoljax.training.metrics.read_metrics gives them, and returns a matplotlib Figure:
 show it in a notebook, save it with `figure.savefig("loss.png")`, or put it into a page with `svg(figure, name)`.
-The colours are those of Okabe and Ito (2008), told apart by every common kind of colour vision; lines differ in dash
+The colours follow Okabe and Ito (2008), with grey and green moved apart for deuteranopia; lines differ in dash
 and bars in order as well.
 """
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 INK, FAINT, GRID = "#24292f", "#6b7280", "#d8dce1"
-MODEL, UNIGRAM, GZIP, XZ, REMOVED = "#0072b2", "#999999", "#e69f00", "#009e73", "#d55e00"
+MODEL, UNIGRAM, GZIP, XZ, REMOVED = "#0072b2", "#a8a8a8", "#e69f00", "#008060", "#d55e00"
 # CSS variables that a page sets for light and for dark (see report_page.py).
 CSS_VARIABLES = {
     INK: "--ink",
@@ -229,7 +229,7 @@ def heldout_sources(rows: Sequence[Mapping]) -> list[str]:
 
 
 def svg(figure: "Figure", name: str) -> str:
-    """The figure as an <svg> element for a page: theme-aware, the same bytes each time, no outside reference.
+    """The figure as an <svg> element for a page: theme-aware, the same bytes for the same rows, no outside reference.
 
     Colours become CSS variables with the figure's own colour as the fallback; text stays text, in the page's font.
 

@@ -7,8 +7,11 @@ import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from smoljax import configuration
 from smoljax.errors import SmoljaxError, require
+from smoljax.tokens.config import TokenizerConfig
 from smoljax.tokens.shards import shard_directory
+from smoljax.tokens.tokenizer import Tokenizer
 from smoljax.training.metrics import JSONL, read_metrics
 
 VERB_OF = {
@@ -39,8 +42,8 @@ class Inputs:
     Attributes:
       workdir: folder of the run.
       documents: documents/manifest.json.
-      tokenizer_path: folder or file of the tokenizer.
-      tokenizer: its manifest.
+      tokenizer: the tokenizer that made the shards.
+      tokenizer_kind: what its manifest calls it, or where it was loaded from.
       shards: manifest of the shards of each source that was trained on.
       config: the config that was trained.
       metrics: rows of train/metrics.jsonl.
@@ -50,8 +53,8 @@ class Inputs:
 
     workdir: Path
     documents: dict
-    tokenizer_path: Path
-    tokenizer: dict
+    tokenizer: Tokenizer
+    tokenizer_kind: str
     shards: dict[str, dict]
     config: dict
     metrics: list[dict]
@@ -92,15 +95,19 @@ def read_inputs(workdir: Path) -> Inputs:
       SmoljaxError: a file is missing or damaged; the message names it and the verb that makes it.
     """
     config = _read_json(workdir, "train/config.json")
-    tokenizer_path = Path(config.get("tokenizer", {}).get("directory") or workdir / "tokenizer")
+    settings = configuration.build(TokenizerConfig, config["tokenizer"], "tokenizer")
     metrics = read_metrics(workdir / "train")
     if not metrics:
         raise _missing(workdir / "train" / JSONL, "train")
     return Inputs(
         workdir=workdir,
         documents=_read_json(workdir, "documents/manifest.json"),
-        tokenizer_path=tokenizer_path,
-        tokenizer=_read_tokenizer_manifest(tokenizer_path),
+        tokenizer_kind=(
+            f"loaded from {settings.directory}"
+            if settings.directory
+            else _read_json(workdir, "tokenizer/manifest.json")["kind"]
+        ),
+        tokenizer=settings.load(workdir),
         shards=_read_shards(
             Path(config["data"].get("directory") or workdir / "shards"), config["data"]["sources"]
         ),
@@ -131,14 +138,6 @@ def _missing(path: Path, verb: str) -> SmoljaxError:
         f"the report needs {path}, which is missing: make it with `python -m smoljax.{verb}` "
         "and the same --config and --workdir"
     )
-
-
-def _read_tokenizer_manifest(path: Path) -> dict:
-    """A tokenizer from elsewhere has no manifest; what the report says of it comes from the tokenizer itself."""
-    name = "tokenizer/manifest.json"
-    if path.is_file() or (path.is_dir() and not (path / "manifest.json").exists()):
-        return {"kind": "loaded from " + str(path)}
-    return _load(path / "manifest.json", VERB_OF[name])
 
 
 def _read_shards(directory: Path, sources: Sequence[str]) -> dict[str, dict]:

@@ -12,9 +12,9 @@ POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
 _STYLE = """
 :root { color-scheme: light dark; --page: #ffffff; --card: #f6f8fa; --ink: #24292f; --faint: #5b6470; --line: #d8dce1;
-  --model: #0072b2; --unigram: #8a8a8a; --gzip: #d08c00; --xz: #00805f; --removed: #c4520a; }
+  --model: #0072b2; --unigram: #a6a6a6; --gzip: #d08c00; --xz: #00805f; --removed: #c4520a; }
 @media (prefers-color-scheme: dark) { :root { --page: #14171a; --card: #1d2126; --ink: #e4e7ea; --faint: #a3acb6;
-  --line: #353b43; --model: #56b4e9; --unigram: #9a9a9a; --gzip: #f0b13c; --xz: #2fbf97; --removed: #f0803c; } }
+  --line: #353b43; --model: #56b4e9; --unigram: #8a9097; --gzip: #f0b13c; --xz: #35d0a5; --removed: #f0803c; } }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--page); color: var(--ink);
   font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; }

@@ -12,6 +12,7 @@ from smoljax.evaluation import report_page as html
 from smoljax.evaluation.report_inputs import Document, Inputs
 from smoljax.evaluation.report_page import Html
 from smoljax.progress import duration
+from smoljax.tokens.tokenizer import Tokenizer
 
 EXAMPLES_PER_REASON = 3
 EXAMPLE_CHARACTERS = 700
@@ -111,9 +112,7 @@ def documents(inputs: Inputs) -> Html:
 
 def tokenizer(inputs: Inputs) -> Html:
     """Vocabulary, how much text a token holds, a text cut into tokens, and what the shards hold."""
-    from smoljax.tokens import tokenizer as tokenizers
-
-    loaded = tokenizers.load(inputs.tokenizer_path)
+    loaded = inputs.tokenizer
     rows = [_shard_row(source, manifest) for source, manifest in inputs.shards.items()]
     train_tokens, heldout_tokens = (sum(row[column] for row in rows) for column in (1, 2))
     text_bytes, text_tokens = (sum(row[column] for row in rows) for column in (3, 4))
@@ -132,7 +131,7 @@ def tokenizer(inputs: Inputs) -> Html:
         parts += [
             html.paragraph(
                 f"The beginning of a held-out document, cut into {len(pieces)} pieces ",
-                f"(tokenizer: {inputs.tokenizer['kind']}). ",
+                f"(tokenizer: {inputs.tokenizer_kind}). ",
                 f"It is {example.path} of {example.source}.",
                 css="origin",
             ),
@@ -370,7 +369,7 @@ def _example(document: Document) -> Html:
     )
 
 
-def _pieces(tokenizer, text: str) -> list[str]:
+def _pieces(tokenizer: Tokenizer, text: str) -> list[str]:
     """Tokens as text; bytes that only together make a character are one piece."""
     pieces: list[str] = []
     pending: list[int] = []

@@ -34,6 +34,7 @@ def _config(patterns: dict[str, str]) -> dict:
             "heldout_fraction": 0.1,
             "heldout_fractions": {"library": 0.5},
         },
+        "tokenizer": {"vocab_size": 1024},
         "data": {"sources": ("reference", "library"), "seq_len": 64, "batch_size": 4},
         "model": {
             "vocab_size": 1024,
@@ -60,21 +61,14 @@ def _config(patterns: dict[str, str]) -> dict:
 @pytest.fixture(scope="session")
 def finished_run(tmp_path_factory) -> Path:
     """The workdir of a run whose every step is done, by the project's own code."""
-    from smoljax import configuration, evaluate, generate
-    from smoljax.curation import CurationConfig, curate
-    from smoljax.tokens import tokenizer
-    from smoljax.tokens.documents import read_texts, tokenize_documents
-    from smoljax.training import Run, train
+    from smoljax import curate, evaluate, generate, train
 
     workdir = tmp_path_factory.mktemp("run")
     config = _config(_raw(workdir / "raw"))
-    curate(configuration.build(CurationConfig, config["curation"], "curation"), workdir, workers=1)
-    texts = read_texts(workdir / "documents", "train")
-    trained = tokenizer.train(texts, workdir / "tokenizer", vocab_size=1024)
-    tokenize_documents(workdir / "documents", workdir / "shards", trained)
-    assert train(Run(config, workdir)) == 0
-    evaluate.main(config, workdir)
-    generate.main(config, workdir, prompt="", samples="yes")
+    assert curate.main(config, workdir, only="") == 0
+    assert train.main(config, workdir) == 0
+    assert evaluate.main(config, workdir) == 0
+    assert generate.main(config, workdir, prompt="", samples="yes") == 0
     return workdir
 
 

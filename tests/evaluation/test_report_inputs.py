@@ -107,4 +107,5 @@ def test_shards_and_tokenizer_may_lie_elsewhere(copied, tmp_path):
     (copied / "train" / "config.json").write_text(json.dumps(config))
     inputs = read_inputs(copied)
     assert set(inputs.shards) == {"reference", "library"}
-    assert "my_tokenizer" in inputs.tokenizer["kind"]
+    assert "my_tokenizer" in inputs.tokenizer_kind
+    assert inputs.tokenizer.vocab_size == 1024
