@@ -47,7 +47,17 @@ def muon(
     specs: Specs = None,
     weight_decay: float = 0.0,
     weight_decay_mask: object | None = None,
-    **options,
+    beta: float = 0.95,
+    nesterov: bool = True,
+    bias_correction: bool = False,
+    coefficients: str | tuple = "polar_express",
+    steps: int | None = None,
+    scale: str = "rms",
+    dtype: jax.typing.DTypeLike | None = None,
+    momentum_dtype: jax.typing.DTypeLike | None = None,
+    eps: float = 1e-7,
+    mesh: Mesh | None = None,
+    mesh_axis: str | tuple[str, ...] | None = None,
 ) -> optax.GradientTransformation:
     """Muon with decoupled weight decay, for a tree that holds nothing but matrices.
 
@@ -57,13 +67,28 @@ def muon(
 
     Args:
       learning_rate: a number or a schedule.
-      specs: as in scale_by_muon.
+      specs: as in scale_by_muon, like all that follow but the next two.
       weight_decay: strength of the decay.
       weight_decay_mask: as in optax.add_decayed_weights.
-      **options: the keyword arguments of scale_by_muon.
+
+    Raises:
+      SmoljaxError: as scale_by_muon.
     """
     return optax.chain(
-        scale_by_muon(specs, **options),
+        scale_by_muon(
+            specs,
+            beta=beta,
+            nesterov=nesterov,
+            bias_correction=bias_correction,
+            coefficients=coefficients,
+            steps=steps,
+            scale=scale,
+            dtype=dtype,
+            momentum_dtype=momentum_dtype,
+            eps=eps,
+            mesh=mesh,
+            mesh_axis=mesh_axis,
+        ),
         optax.add_decayed_weights(weight_decay, weight_decay_mask),
         optax.scale_by_learning_rate(learning_rate),
     )
@@ -76,10 +101,10 @@ def scale_by_muon(
     nesterov: bool = True,
     bias_correction: bool = False,
     coefficients: str | tuple = "polar_express",
-    steps: int = 5,
+    steps: int | None = None,
     scale: str = "rms",
     dtype: jax.typing.DTypeLike | None = None,
-    momentum_dtype: jax.typing.DTypeLike = jnp.float32,
+    momentum_dtype: jax.typing.DTypeLike | None = None,
     eps: float = 1e-7,
     mesh: Mesh | None = None,
     mesh_axis: str | tuple[str, ...] | None = None,
@@ -100,8 +125,8 @@ def scale_by_muon(
       coefficients: as in newton_schulz.
       steps: steps of newton_schulz.
       scale: "rms" (0.2 * sqrt(max(d_in, d_out))), "spectral" (sqrt(d_out / d_in)) or "keller" (sqrt(max(1, d_out / d_in))).
-      dtype: dtype of the products; None: bfloat16 on accelerators, float32 on a CPU.
-      momentum_dtype: dtype of the state.
+      dtype: dtype of the products; None: bfloat16 on accelerators, float32 on a CPU (the mesh's devices tell, or JAX's default).
+      momentum_dtype: dtype of the state; None: float32.
       eps: as in newton_schulz.
       mesh: with mesh_axis: the stack of matrices is split over that axis, so that every matrix lies whole on a device and
         the iteration needs no communication. One reshard goes in and one comes out.
@@ -114,13 +139,17 @@ def scale_by_muon(
         raise SmoljaxError(f"scale is {scale!r}: choose one of {', '.join(SCALES)}")
     coefficient_rows(coefficients, steps)
     stack_sharding = _stack_sharding(mesh, mesh_axis)
-    dtype = dtype or default_dtype(mesh)
+    on_cpu = _platform(mesh) == "cpu"
+    dtype = dtype or (jnp.float32 if on_cpu else jnp.bfloat16)
+    place = _placement(stack_sharding, one_by_one=on_cpu)
 
     def init(params: optax.Params) -> MuonState:
         for path, leaf in by_path(params).items():
             check_float(path, leaf)
             _matrix_shape(path, leaf, _specs_by_path(specs, params)[path])
-        momentum = jax.tree.map(lambda leaf: jnp.zeros_like(leaf, dtype=momentum_dtype), params)
+        momentum = jax.tree.map(
+            lambda leaf: jnp.zeros_like(leaf, dtype=momentum_dtype or jnp.float32), params
+        )
         return MuonState(count=jnp.zeros([], jnp.int32), momentum=momentum)
 
     def update(
@@ -148,23 +177,17 @@ def scale_by_muon(
             direction,
             _specs_by_path(specs, updates),
             scale=SCALES[scale],
-            stack_sharding=stack_sharding,
+            place=place,
             coefficients=coefficients,
             steps=steps,
             dtype=dtype,
             eps=eps,
         )
         orthogonal = jax.tree.map(lambda o, g: o.astype(g.dtype), orthogonal, updates)
-        momentum = jax.tree.map(lambda m: m.astype(momentum_dtype), average)
+        momentum = jax.tree.map(lambda m: m.astype(momentum_dtype or jnp.float32), average)
         return orthogonal, MuonState(count=count, momentum=momentum)
 
     return optax.GradientTransformation(init, update)
-
-
-def default_dtype(mesh: Mesh | None = None) -> jax.typing.DTypeLike:
-    """bfloat16 where matrix units have it, float32 on a CPU, which would emulate it."""
-    platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
-    return jnp.float32 if platform == "cpu" else jnp.bfloat16
 
 
 def _orthogonalize(
@@ -172,7 +195,7 @@ def _orthogonalize(
     specs: dict[str, MatrixSpec],
     *,
     scale: Callable[[int, int], float],
-    stack_sharding: tuple[NamedSharding, int] | None,
+    place: Callable[[Callable], Callable],
     **options,
 ) -> optax.Updates:
     """Orthogonalises every matrix in the tree, all those of one shape in one call."""
@@ -181,11 +204,12 @@ def _orthogonalize(
     for path, leaf in leaves.items():
         d_in, d_out = _matrix_shape(path, leaf, specs[path])
         groups.setdefault((min(d_in, d_out), max(d_in, d_out)), []).append(path)
+    iterate = place(lambda x_BMN: newton_schulz(x_BMN, **options))
     results = {}
     for paths in groups.values():
         stacks = [_to_stack(leaves[path], specs[path]) for path in paths]
         x_BMN = stacks[0] if len(stacks) == 1 else jnp.concatenate(stacks)
-        o_BMN = _placed_newton_schulz(x_BMN, stack_sharding, options)
+        o_BMN = iterate(x_BMN)
         start = 0
         for path, stack in zip(paths, stacks):
             leaf, spec = leaves[path], specs[path]
@@ -196,18 +220,32 @@ def _orthogonalize(
     return jax.tree.unflatten(jax.tree.structure(direction), [results[path] for path in leaves])
 
 
-def _placed_newton_schulz(
-    x_BMN: jax.Array, stack_sharding: tuple[NamedSharding, int] | None, options: dict
-) -> jax.Array:
-    if stack_sharding is None:
-        return newton_schulz(x_BMN, **options)
-    sharding, parts = stack_sharding
-    size = len(x_BMN)
-    # Zero matrices fill the last devices' share; they stay zero and are cut off again.
-    x_BMN = jnp.pad(x_BMN, ((0, -size % parts), (0, 0), (0, 0)))
-    x_BMN = jax.lax.with_sharding_constraint(x_BMN, sharding)
-    o_BMN = newton_schulz(x_BMN, **options)
-    return jax.lax.with_sharding_constraint(o_BMN, sharding)[:size]
+def _placement(
+    stack_sharding: tuple[NamedSharding, int] | None, *, one_by_one: bool
+) -> Callable[[Callable], Callable]:
+    """How a function of a stack [B, M, N] runs: split over a mesh axis, matrix by matrix, or all at once."""
+
+    def place(function: Callable[[jax.Array], jax.Array]) -> Callable[[jax.Array], jax.Array]:
+        if stack_sharding is None:
+            # On a CPU a single matrix and its Gram matrix stay in the cache: a tenth faster than a batch, half the memory.
+            return (lambda x_BMN: jax.lax.map(function, x_BMN)) if one_by_one else function
+        sharding, parts = stack_sharding
+
+        def split(x_BMN: jax.Array) -> jax.Array:
+            size = len(x_BMN)
+            # Zero matrices fill the last devices' share; they stay zero and are cut off again.
+            x_BMN = jnp.pad(x_BMN, ((0, -size % parts), (0, 0), (0, 0)))
+            o_BMN = function(jax.lax.with_sharding_constraint(x_BMN, sharding))
+            return jax.lax.with_sharding_constraint(o_BMN, sharding)[:size]
+
+        return split
+
+    return place
+
+
+def _platform(mesh: Mesh | None) -> str:
+    """Where the update will run: on the mesh's devices, or on the default ones."""
+    return jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
 
 
 def _to_stack(leaf: jax.Array, spec: MatrixSpec) -> jax.Array:

@@ -9,11 +9,12 @@ from smoljax.errors import SmoljaxError
 
 Schedule = Callable[[jax.typing.ArrayLike], jax.Array]
 
-# Each maps the share of the decay that is done (0 to 1) to the share of the peak that is left (1 to 0).
+# Each maps the share of the decay that is left to do (1 to 0) to the share of the peak (1 to 0). They are written in what
+# is left, not in what is done, because the last rates are small and 1 - done would round them away.
 TAILS = {
-    "linear": lambda done: 1.0 - done,
-    "cosine": lambda done: 0.5 * (1.0 + jnp.cos(jnp.pi * done)),
-    "1-sqrt": lambda done: 1.0 - jnp.sqrt(done),
+    "linear": lambda left: left,
+    "cosine": lambda left: jnp.square(jnp.sin(0.5 * jnp.pi * left)),  # = (1 + cos(pi * done)) / 2
+    "1-sqrt": lambda left: left / (1.0 + jnp.sqrt(1.0 - left)),  # = 1 - sqrt(done)
 }
 
 
@@ -59,9 +60,13 @@ def wsd(
         # Steps are subtracted as integers, so that the ratios below are exact to one rounding at any step.
         step = jnp.asarray(step)
         warm = step.astype(jnp.float32) / max(warmup_steps, 1)
-        past = jnp.clip(step - decay_start, 0, decay_steps).astype(jnp.float32)
-        left = TAILS[tail](past / max(decay_steps, 1))
-        decayed = final_fraction + (1.0 - final_fraction) * left
+        past = jnp.clip(step - decay_start, 0, decay_steps)
+        left = (
+            (decay_steps - past).astype(jnp.float32) / decay_steps
+            if decay_steps
+            else jnp.float32(1)
+        )
+        decayed = final_fraction + (1.0 - final_fraction) * TAILS[tail](left)
         return jnp.float32(peak) * jnp.where(step < warmup_steps, warm, decayed)
 
     return schedule

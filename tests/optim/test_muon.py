@@ -1,0 +1,227 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import Mesh
+
+from smoljax.errors import SmoljaxError
+from smoljax.optim import COEFFICIENTS, MatrixSpec, muon, scale_by_muon
+from smoljax.optim.newton_schulz import coefficient_rows
+
+MATRICES = {"square": (48, 48), "wide": (48, 120), "tall": (120, 48), "twin": (120, 48)}
+
+
+def gradients(step, shapes=MATRICES):
+    rng = np.random.default_rng(step)
+    return {name: jnp.float32(rng.standard_normal(shape)) for name, shape in shapes.items()}
+
+
+def run(transform, steps=4, start=100):
+    """Parameters after some steps on fixed gradients, and the last updates."""
+    params = gradients(start)
+    state = transform.init(params)
+    for step in range(steps):
+        updates, state = jax.jit(transform.update)(gradients(step), state, params)
+        params = optax.apply_updates(params, updates)
+    return params, updates
+
+
+@pytest.mark.parametrize("nesterov", [True, False])
+@pytest.mark.parametrize(("scale", "consistent_rms"), [("keller", None), ("rms", 0.2)])
+def test_agrees_with_optax_on_plain_matrices(nesterov, scale, consistent_rms):
+    shared = dict(weight_decay=0.1, nesterov=nesterov, eps=1e-8)
+    theirs = optax.contrib.muon(0.3, beta=0.9, consistent_rms=consistent_rms, **shared)
+    options = dict(coefficients="keller", scale=scale, beta=0.9, **shared)
+    want = run(theirs)
+    got = run(muon(0.3, bias_correction=True, **options))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), got, want)
+    if (
+        nesterov
+    ):  # without the correction the first steps differ: this is no accident of the tolerance
+        plain = run(muon(0.3, **options))
+        assert (
+            max(np.abs(a - b).max() for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(want)))
+            > 1e-2
+        )
+
+
+@pytest.mark.parametrize("nesterov", [True, False])
+@pytest.mark.parametrize("coefficients", sorted(COEFFICIENTS))
+def test_equals_the_equations_in_float64_heavy_ball_included(
+    numpy_newton_schulz, coefficients, nesterov
+):
+    """Moonlight's form: m <- beta m + g, u = g + beta m, W <- W - lr (0.2 sqrt(max) O + wd W)."""
+    rows = coefficient_rows(coefficients, 5)
+    factor = 1.02 if coefficients == "polar_express" else 1.0
+    params = {name: np.float64(leaf) for name, leaf in gradients(100).items()}
+    momentum = dict.fromkeys(params, 0.0)
+    for step in range(4):
+        for name, g in gradients(step).items():
+            g = np.float64(g)
+            momentum[name] = 0.95 * momentum[name] + g
+            u = g + 0.95 * momentum[name] if nesterov else momentum[name]
+            o = numpy_newton_schulz(u, rows, factor)
+            params[name] -= 0.1 * (0.2 * np.sqrt(max(g.shape)) * o + 0.1 * params[name])
+    got, _ = run(muon(0.1, weight_decay=0.1, coefficients=coefficients, nesterov=nesterov))
+    for name, want in params.items():
+        np.testing.assert_allclose(got[name], want, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("coefficients", "small", "large"),
+    # Keller's rows leave the large singular values of small random matrices at 0.87, so it is tested at 512.
+    [("polar_express", 128, 256), ("dion", 128, 256), ("keller", 512, 1536)],
+)
+@pytest.mark.parametrize(
+    ("scale", "rule"),
+    [
+        ("rms", lambda d_in, d_out: 0.2),
+        ("spectral", lambda d_in, d_out: np.sqrt(d_out / d_in / max(d_in, d_out))),
+        ("keller", lambda d_in, d_out: np.sqrt(max(1, d_out / d_in) / max(d_in, d_out))),
+    ],
+)
+def test_update_rms_is_the_rule_within_8_percent(scale, rule, coefficients, small, large):
+    shapes = {"square": (small, small), "wide": (small, large), "tall": (large, small)}
+    transform = scale_by_muon(scale=scale, coefficients=coefficients)
+    gradient = gradients(0, shapes)
+    updates, _ = transform.update(gradient, transform.init(gradient))
+    for name, shape in shapes.items():
+        assert np.sqrt(np.mean(updates[name] ** 2)) == pytest.approx(rule(*shape), rel=0.08)
+
+
+def test_attention_kernels_are_matrices_of_their_spec():
+    shapes = {"query": (3, 32, 4, 8), "output": (3, 4, 8, 32), "gate": (3, 32, 96)}
+    specs = {
+        "query": MatrixSpec(inputs=(-3,), outputs=(-2, -1)),
+        "output": MatrixSpec(inputs=(1, 2), outputs=(3,)),
+        "gate": MatrixSpec(),
+    }
+    flat_shapes = {"query": (3, 32, 32), "output": (3, 32, 32), "gate": (3, 32, 96)}
+    gradient = gradients(0, shapes)
+    flat = {name: leaf.reshape(flat_shapes[name]) for name, leaf in gradient.items()}
+    updates, _ = scale_by_muon(specs).update(gradient, scale_by_muon(specs).init(gradient))
+    for name in shapes:
+        for layer in range(3):
+            alone = {"w": flat[name][layer]}
+            want, _ = scale_by_muon().update(alone, scale_by_muon().init(alone))
+            got = updates[name][layer].reshape(want["w"].shape)
+            np.testing.assert_allclose(got, want["w"], atol=1e-6)
+    # Per head, the same kernel gives another update: the spec matters.
+    per_head = {**specs, "query": MatrixSpec(inputs=(-3,), outputs=(-1,))}
+    other, _ = scale_by_muon(per_head).update(gradient, scale_by_muon(per_head).init(gradient))
+    assert np.abs(other["query"] - updates["query"]).max() > 0.05
+
+
+def test_the_matrix_axes_may_stand_in_any_order():
+    x = gradients(0, {"w": (3, 8, 20)})["w"]
+    want, _ = scale_by_muon().update({"w": x}, scale_by_muon().init({"w": x}))
+    moved = {"w": x.transpose(2, 0, 1)}
+    transform = scale_by_muon({"w": MatrixSpec(inputs=(2,), outputs=(0,))})
+    got, _ = transform.update(moved, transform.init(moved))
+    np.testing.assert_allclose(got["w"].transpose(1, 2, 0), want["w"], atol=1e-6)
+
+
+def test_matrices_of_one_shape_share_one_iteration():
+    shapes = {
+        "gate": (3, 16, 40),
+        "up": (3, 16, 40),
+        "down": (3, 40, 16),
+        "q": (3, 16, 16),
+        "o": (3, 16, 16),
+    }
+    gradient = gradients(0, shapes)
+    transform = scale_by_muon()
+    state = transform.init(gradient)
+    updates, _ = transform.update(gradient, state)
+    for name in shapes:
+        alone, _ = transform.update({name: gradient[name]}, transform.init({name: gradient[name]}))
+        np.testing.assert_allclose(updates[name], alone[name], atol=1e-6)
+    jaxpr = str(jax.make_jaxpr(transform.update)(gradient, state))
+    assert (
+        jaxpr.count("dot_general") == 18 + 15
+    )  # 16x40 in the Gram form, 16x16 in the standard form
+
+
+def test_layers_do_not_share_a_scale():
+    """A layer with gradients 100 times smaller gets an update of the same size (optax's adaptive form fails this)."""
+    x = gradients(0, {"w": (3, 24, 48)})["w"] * jnp.float32([1, 0.01, 1]).reshape(3, 1, 1)
+    updates, _ = scale_by_muon().update({"w": x}, scale_by_muon().init({"w": x}))
+    sizes = np.sqrt(np.mean(updates["w"] ** 2, axis=(1, 2)))
+    np.testing.assert_allclose(sizes, sizes[0], rtol=0.03)
+
+
+def test_zero_gradients_give_zero_and_nan_stays_in_its_matrix():
+    x = jnp.zeros((3, 8, 8)).at[1].set(jnp.nan)
+    x = x.at[2].set(gradients(0, {"w": (8, 8)})["w"])
+    updates, _ = scale_by_muon().update({"w": x}, scale_by_muon().init({"w": x}))
+    np.testing.assert_array_equal(updates["w"][0], 0)
+    assert np.isnan(updates["w"][1]).all()
+    assert np.isfinite(updates["w"][2]).all()
+
+
+def test_dtypes():
+    params = {"w": jnp.ones((8, 16), jnp.bfloat16)}
+    transform = scale_by_muon()
+    updates, state = transform.update(params, transform.init(params))
+    assert updates["w"].dtype == jnp.bfloat16
+    assert state.momentum["w"].dtype == jnp.float32
+    assert (
+        scale_by_muon(momentum_dtype=jnp.bfloat16).init(params).momentum["w"].dtype == jnp.bfloat16
+    )
+
+
+def test_weight_decay_is_multiplied_by_the_rate_alone():
+    params = {"w": jnp.full((4, 64), 2.0)}
+    for scale in ("rms", "spectral", "keller"):
+        transform = muon(0.5, weight_decay=0.1, scale=scale)
+        zero = jax.tree.map(jnp.zeros_like, params)
+        updates, _ = transform.update(zero, transform.init(params), params)
+        np.testing.assert_allclose(updates["w"], -0.5 * 0.1 * 2.0, rtol=1e-6)
+
+
+def test_composes_with_optax():
+    params = {"w": gradients(0)["wide"], "b": jnp.ones(3)}
+    schedule = optax.linear_schedule(0.0, 1.0, 10)
+    both = optax.partition(
+        {"muon": muon(schedule), "adamw": optax.adamw(schedule)}, {"w": "muon", "b": "adamw"}
+    )
+    state = both.init(params)
+    for _ in range(2):
+        updates, state = jax.jit(both.update)(params, state, params)
+    assert np.sqrt(np.mean(updates["w"] ** 2)) == pytest.approx(0.2 * 0.1, rel=0.08)
+
+    injected = optax.inject_hyperparams(muon)(learning_rate=0.1, weight_decay=0.0, scale="keller")
+    matrix = {"w": params["w"]}
+    state = injected.init(matrix)
+    small, _ = injected.update(matrix, state, matrix)
+    state.hyperparams["learning_rate"] = jnp.float32(0.2)
+    large, _ = injected.update(matrix, state, matrix)
+    np.testing.assert_allclose(large["w"], 2 * small["w"], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("params", "specs", "words"),
+    [
+        ({"b": jnp.ones(3)}, None, r"b has shape \[3\], which holds no matrix"),
+        ({"w": jnp.ones((3, 3), jnp.int32)}, None, "w is int32"),
+        ({"w": jnp.ones((3, 3))}, {"v": MatrixSpec()}, "no MatrixSpec for w"),
+        ({"w": jnp.ones((3, 3))}, {"w": MatrixSpec((0,), (-2,))}, "holds no matrix"),
+        ({"w": jnp.ones((3, 3))}, {"w": MatrixSpec((0,), ())}, "holds no matrix"),
+    ],
+)
+def test_wrong_leaves_are_refused_at_init(params, specs, words):
+    with pytest.raises(SmoljaxError, match=words):
+        scale_by_muon(specs).init(params)
+
+
+def test_wrong_options_are_refused_at_once():
+    mesh = Mesh(np.array(jax.devices()[:1]), ("fsdp",))
+    for options, words in [
+        ({"scale": "unit"}, "spectral"),
+        ({"coefficients": "muon"}, "keller"),
+        ({"mesh": mesh, "mesh_axis": "stage"}, "'stage' is not an axis of the mesh: it has fsdp"),
+        ({"mesh": mesh}, "together"),
+    ]:
+        with pytest.raises(SmoljaxError, match=words):
+            scale_by_muon(**options)
