@@ -8,7 +8,7 @@ source) and read from at most a few blocks, of which each source keeps `group_bl
 import contextlib
 import dataclasses
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -171,9 +171,8 @@ class Mixture:
         iterator = iter(dataset)
         try:
             for step, batch in iterator:
-                if (
-                    num_workers
-                ):  # They come in shared memory, which lives no longer than the workers.
+                if num_workers:
+                    # Workers hand arrays over in shared memory, which lives no longer than they do.
                     batch = {key: np.array(array) for key, array in batch.items()}
                 yield step, batch
         finally:
@@ -222,23 +221,25 @@ class Mixture:
         """Number and name of the source, block and window of each row."""
         if not 0 <= step < _NUM_STEPS:
             raise SmoljaxError(f"step is {step}, expected 0 to {_NUM_STEPS - 1}")
+        begin = end = 0
         for row in range(self.config.batch_size)[rows]:
             sample = step * self.config.batch_size + row
-            key = self.schedule.block_of(sample)
-            begin, plan = self._plans.get(key, lambda key=key: self._plan(*key))
+            if not begin <= sample < end:
+                key = self.schedule.block_of(sample)
+                begin, end = self.schedule.block_span(*key)
+                plan = self._plans.get(key, lambda key=key: self._plan(*key))
             source, block, window = plan[sample - begin]
             yield source, self.config.sources[source], block, window
 
-    def _plan(self, stage: int, mixture_block: int) -> tuple[int, Sequence[tuple[int, int, int]]]:
-        """First sample of a block of the mixture, and (source, block, window) of each of its samples."""
+    def _plan(self, stage: int, mixture_block: int) -> list[tuple[int, int, int]]:
+        """Source, block and window of each sample of a block of the mixture."""
         source, ordinal = self.schedule.block(stage, mixture_block)
         block, window = np.empty_like(ordinal), np.empty_like(ordinal)
         for number, name in enumerate(self.config.sources):
             here = source == number
             if here.any():
                 _, block[here], window[here] = self.orders[name].locate(ordinal[here])
-        plan = list(zip(source.tolist(), block.tolist(), window.tolist(), strict=True))
-        return self.schedule.block_span(stage, mixture_block)[0], plan
+        return list(zip(source.tolist(), block.tolist(), window.tolist(), strict=True))
 
 
 class BatchSource:

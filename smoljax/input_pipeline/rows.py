@@ -1,6 +1,6 @@
 """Windows of token blocks to the arrays of a batch; segments and positions are rebuilt from document starts."""
 
-# R rows, S sequence
+# R rows, S sequence, S1 sequence and one token more
 
 import collections
 import threading
@@ -13,6 +13,7 @@ from smoljax.tokens.records import Block
 
 # A document's number in a batch is `source << SOURCE_SHIFT | index within the source`; -1 where there is padding.
 SOURCE_SHIFT = 40
+_NO_STARTS = np.empty(0, np.int32)
 
 
 def assemble(
@@ -29,49 +30,36 @@ def assemble(
     Returns:
       arrays [R, S]: tokens, targets, segment_ids, positions (int32), loss_mask (bool), document_ids (int64).
     """
-    shape = (len(windows), seq_len)
-    tokens_RS = np.full(shape, pad_id, np.int32)
-    targets_RS = np.full(shape, pad_id, np.int32)
-    loss_mask_RS = np.ones(shape, bool)
-    # Both are running sums: of 1 where a document begins, and of 1 with a fall back to 0 where one begins.
-    new_segment_RS = np.zeros(shape, np.int32)
-    position_step_RS = np.ones(shape, np.int32)
-    new_segment_RS[:, 0] = 1
+    window_RS1 = np.full((len(windows), seq_len + 1), pad_id, np.int32)
     first_document_R = np.zeros(len(windows), np.int64)
-    lengths = []
+    first_position_R = np.zeros(len(windows), np.int32)
+    lengths, starts = [], []  # of the inputs; of documents within each row, without its first
     for row, window in enumerate(windows):
         if window is None:
             lengths.append(0)
+            starts.append(_NO_STARTS)
             continue
         source, block, number = window
         begin = number * seq_len
         length = min(seq_len, block.num_tokens - begin)
-        lengths.append(length)
-        tokens_RS[row, :length] = block.tokens[begin : begin + length]
-        targets_RS[row, :length] = block.tokens[begin + 1 : begin + length + 1]
-        starts = block.document_starts
+        window_RS1[row, : length + 1] = block.tokens[begin : begin + length + 1]
         # Documents that begin after the first input, up to the last target.
-        low, high = starts.searchsorted((begin + 1, begin + length + 1)).tolist()
+        low, high = block.document_starts.searchsorted((begin + 1, begin + length + 1)).tolist()
         if low:
-            first_position = begin - int(starts[low - 1])
+            first_position_R[row] = begin - block.document_starts[low - 1]
         else:
-            first_position = block.first_position + begin
+            first_position_R[row] = block.first_position + begin
         # first_document is the one that begins at 0, if one does: it is not to be counted twice.
-        document = block.first_document + low - (len(starts) > 0 and starts[0] == 0)
+        document = block.first_document + low - (low > 0 and block.document_starts[0] == 0)
         first_document_R[row] = (source << SOURCE_SHIFT) + document
-        position_step_RS[row, 0] = first_position
-        if high > low:
-            inside = starts[low:high] - begin
-            loss_mask_RS[row, inside - 1] = False
-            if inside[-1] == seq_len:
-                inside = inside[:-1]
-            new_segment_RS[row, inside] = 1
-            position_step_RS[row, inside] = 1 - np.diff(inside, prepend=-first_position)
-    segment_ids_RS = np.cumsum(new_segment_RS, axis=1, dtype=np.int32)
-    positions_RS = np.cumsum(position_step_RS, axis=1, dtype=np.int32)
+        lengths.append(length)
+        starts.append(block.document_starts[low:high] - begin if high > low else _NO_STARTS)
+    segment_ids_RS, positions_RS, loss_mask_RS = _segments(starts, first_position_R, seq_len)
     document_ids_RS = segment_ids_RS + (first_document_R - 1)[:, None]
+    tokens_RS, targets_RS = window_RS1[:, :-1].copy(), window_RS1[:, 1:].copy()
     for row, length in enumerate(lengths):
         if length < seq_len:
+            tokens_RS[row, length:] = pad_id
             segment_ids_RS[row, length:] = 0
             positions_RS[row, length:] = 0
             loss_mask_RS[row, length:] = False
@@ -86,32 +74,67 @@ def assemble(
     }
 
 
+def _segments(
+    starts: Sequence[np.ndarray], first_position_R: np.ndarray, seq_len: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Segment ids, positions and loss mask [R, S] of rows in which documents begin at `starts` (each in 1..seq_len)."""
+    shape = (len(starts), seq_len)
+    # Both are running sums: of 1 where a document begins, and of 1 with a fall back to 0 where one begins.
+    new_segment_RS = np.zeros(shape, np.int32)
+    position_step_RS = np.ones(shape, np.int32)
+    loss_mask_RS = np.ones(shape, bool)
+    new_segment_RS[:, 0] = 1
+    position_step_RS[:, 0] = first_position_R
+    counts = np.array([len(row) for row in starts])
+    row, column = np.repeat(np.arange(len(starts)), counts), np.concatenate(starts)
+    previous = np.empty_like(column)
+    previous[1:] = column[:-1]
+    heads = np.flatnonzero(counts)
+    previous[(np.cumsum(counts) - counts)[heads]] = -first_position_R[heads]
+    loss_mask_RS[row, column - 1] = False
+    inside = column < seq_len  # A document that begins at the last target is in no input.
+    row, column, previous = row[inside], column[inside], previous[inside]
+    new_segment_RS[row, column] = 1
+    position_step_RS[row, column] = 1 - (column - previous)
+    segment_ids_RS = np.cumsum(new_segment_RS, axis=1, dtype=np.int32)
+    positions_RS = np.cumsum(position_step_RS, axis=1, dtype=np.int32)
+    return segment_ids_RS, positions_RS, loss_mask_RS
+
+
 class Recent:
     """The values made last, at most `capacity` of them; several threads that ask for one wait for one making."""
 
     def __init__(self, capacity: int):
         self._capacity = capacity
-        self._values: collections.OrderedDict[Hashable, Future] = collections.OrderedDict()
+        self._values: collections.OrderedDict[Hashable, object] = collections.OrderedDict()
         self._lock = threading.Lock()
 
     def get(self, key: Hashable, make: Callable[[], object]) -> object:
         """The value of `key`, made now if it is not at hand."""
         with self._lock:
-            future = self._values.get(key)
-            if mine := future is None:
-                future = self._values[key] = Future()
+            value = self._values.get(key)
+            if value is not None:
+                self._values.move_to_end(key)
+            else:
+                making = self._values[key] = Future()
                 if len(self._values) > self._capacity:
                     self._values.popitem(last=False)
-            else:
-                self._values.move_to_end(key)
-        if mine:
-            try:
-                future.set_result(make())
-            except BaseException as error:
-                with self._lock:
-                    self._values.pop(key, None)
-                future.set_exception(error)
-        return future.result()
+        if isinstance(value, Future):
+            return value.result()
+        if value is not None:
+            return value
+        try:
+            value = make()
+        except BaseException as error:
+            with self._lock:
+                self._values.pop(key, None)
+            making.set_exception(error)
+            raise
+        with self._lock:
+            if self._values.get(key) is making:
+                self._values[key] = value
+        making.set_result(value)
+        return value
 
     def __len__(self) -> int:
         return len(self._values)

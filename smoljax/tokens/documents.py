@@ -1,6 +1,7 @@
 """Curated documents (Parquet) to token shards, source by source."""
 
 import hashlib
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -86,6 +87,8 @@ def tokenize_documents(
             raise SmoljaxError(
                 f"source {name!r} is not in {documents_dir}; it holds {', '.join(found)}"
             )
+    if tokenizer.lossy:
+        print(f"note: {tokenizer.lossy}", file=sys.stderr)
     manifests = {}
     for name in names:
         directory = Path(documents_dir) / name

@@ -129,6 +129,8 @@ def write_shards(
             "splits": splits,
         }
         atomic_write_json(temporary / MANIFEST_FILE, manifest)
+    if progress:
+        progress.close()
     return manifest
 
 

@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from smoljax.errors import SmoljaxError
+from smoljax.tokens import tokenizer
 from smoljax.tokens.reader import ShardReader
 from smoljax.tokens.shards import shard_directory, write_shards
 
@@ -25,11 +27,11 @@ class WideLetters(Letters):
     vocab_size, fingerprint = 100_000, "wide"
 
 
-def _stream(documents, tokenizer=None):
+def _stream(documents):
     """What the blocks must hold: tokens, and for each its document and position, built the slow way."""
     tokens, document, position = [], [], []
     for index, text in enumerate(documents):
-        ids = [1, *(tokenizer or Letters()).encode_batch([text])[0].tolist(), 2]
+        ids = [1, *Letters().encode_batch([text])[0].tolist(), 2]
         tokens += ids
         document += [index] * len(ids)
         position += range(len(ids))
@@ -148,11 +150,11 @@ def test_same_documents_same_bytes(tmp_path, bpe, texts):
 
 
 def test_finished_shards_are_skipped_and_changed_ones_are_not(tmp_path):
-    def write(documents, inputs="v1", tokenizer=None, block_tokens=8):
+    def write(documents, inputs="v1", letters=None, block_tokens=8):
         return write_shards(
             documents,
             tmp_path,
-            tokenizer or Letters(),
+            letters or Letters(),
             source="s",
             inputs_fingerprint=inputs,
             block_tokens=block_tokens,
@@ -164,7 +166,7 @@ def test_finished_shards_are_skipped_and_changed_ones_are_not(tmp_path):
 
     first = write([("train", "a", "hello")])
     assert write(unread()) == first
-    for change in ({"inputs": "v2"}, {"tokenizer": WideLetters()}, {"block_tokens": 9}):
+    for change in ({"inputs": "v2"}, {"letters": WideLetters()}, {"block_tokens": 9}):
         with pytest.raises(AssertionError, match="documents were read"):
             write(unread(), **change)
     assert write(unread()) == first  # The failed ones left the old shards whole.
@@ -199,8 +201,6 @@ def test_neither_writing_nor_reading_loads_tensorflow_or_jax(tmp_path):
         "bad = {'jax', 'tensorflow', 'flax', 'grain', 'tensorflow_datasets'} & set(sys.modules)\n"
         "assert not bad, bad\n"
     )
-    from smoljax.tokens import tokenizer
-
     tokenizer.train(
         ["some words to learn from, again and again " * 20], tmp_path / "t", vocab_size=290
     )
@@ -208,8 +208,8 @@ def test_neither_writing_nor_reading_loads_tensorflow_or_jax(tmp_path):
 
 
 def test_memory_is_bounded(tmp_path):
-    """400 MB of text pass through while the process grows by far less."""
-    resource = pytest.importorskip("resource")
+    """100 MB of text pass through while the process grows by far less."""
+    pytest.importorskip("resource")
     script = (
         "import resource, sys\n"
         "sys.path.insert(0, sys.argv[2])\n"
@@ -223,8 +223,6 @@ def test_memory_is_bounded(tmp_path):
         "write_shards((('train', 'a', 'x' * 10_000) for _ in range(10_000)), sys.argv[1], Letters(), source='b')\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"
     )
-    from pathlib import Path
-
     out = subprocess.run(
         [sys.executable, "-c", script, tmp_path, Path(__file__).parent],
         check=True,
@@ -233,7 +231,21 @@ def test_memory_is_bounded(tmp_path):
     )
     grown = int(out.stdout) * (1 if sys.platform == "darwin" else 1024)
     assert grown < 64 * 2**20, f"{grown / 2**20:.0f} MiB more for 100 MB of text"
-    assert resource
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")
+def test_a_full_disk_is_said_and_leaves_the_old_shards(tmp_path):
+    before = write_shards([("train", "a", "old")], tmp_path, Letters(), source="s")
+
+    def documents():
+        (unfinished,) = (path for path in (tmp_path / "s").iterdir() if path.name != "1.0.0")
+        (unfinished / "train-00000.unfinished").symlink_to("/dev/full")
+        yield "train", "a", "new"
+
+    with pytest.raises(SmoljaxError, match="the disk is full while writing"):
+        write_shards(documents(), tmp_path, Letters(), source="s")
+    assert ShardReader(shard_directory(tmp_path, "s"), "train").manifest == before
+    assert [path.name for path in (tmp_path / "s").iterdir()] == ["1.0.0"]
 
 
 def test_no_documents_make_an_empty_split(tmp_path):
