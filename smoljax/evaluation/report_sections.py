@@ -89,7 +89,11 @@ def documents(inputs: Inputs) -> Html:
             total=True,
         ),
         html.tag("h3", "Kept and removed by stage"),
-        html.figure(plots.svg(plots.documents_by_stage(stages), "stages")),
+        html.figure(
+            plots.svg(plots.documents_by_stage(stages), "stages"),
+            "A stage sees the documents of those sources whose preset names it, so program text is not asked for its "
+            "language and a stage may see fewer documents than the one before it kept.",
+        ),
         html.table(("stage", "kept", "removed", "seconds", "why"), [_stage_row(s) for s in stages]),
         html.tag("h3", "Removed documents, by reason"),
         html.paragraph(
