@@ -88,6 +88,8 @@ class OptimizerConfig:
         _choice("schedule", self.schedule, SCHEDULES)
         _choice("decay_tail", self.decay_tail, tuple(schedules.TAILS))
         _choice("newton_schulz_dtype", self.newton_schulz_dtype, (None, "float32", "bfloat16"))
+        for role in self.no_decay_roles:
+            _choice("no_decay_roles", role, ROLES)
         coefficient_rows(self.coefficients, self.newton_schulz_steps)
         _positive("learning_rate", self.learning_rate)
         _positive("adamw_learning_rate", self.adamw_learning_rate)

@@ -129,8 +129,8 @@ def scale_by_muon(
       momentum_dtype: dtype of the state; None: float32.
       eps: as in newton_schulz.
       mesh: with mesh_axis: the stack of matrices is split over that axis, so that every matrix lies whole on a device and
-        the iteration needs no communication. One reshard goes in and one comes out.
-      mesh_axis: name, or names, of the mesh axes to split over.
+        the iteration needs no communication. Each matrix is resharded once on the way in and once on the way out.
+      mesh_axis: name, or names, of the mesh axes to split over; all axes of the mesh share the work best.
 
     Raises:
       SmoljaxError: at once for an unknown option; in init for a leaf that holds no matrix or no real float.
@@ -303,7 +303,7 @@ def _specs_by_path(specs: Specs, params: optax.Params) -> dict[str, MatrixSpec]:
 def _stack_sharding(
     mesh: Mesh | None, mesh_axis: str | tuple[str, ...] | None
 ) -> tuple[NamedSharding, int] | None:
-    """The sharding of a stack [B, M, N] and the number of parts it makes; None where nothing is split."""
+    """The sharding of a stack [B, M, N] and the number of parts that it makes; None where nothing is split."""
     if mesh is None or mesh_axis is None:
         if mesh is not None or mesh_axis is not None:
             raise SmoljaxError("give mesh and mesh_axis together, or neither")
@@ -314,5 +314,11 @@ def _stack_sharding(
             raise SmoljaxError(
                 f"mesh_axis {name!r} is not an axis of the mesh: it has {', '.join(mesh.axis_names)}"
             )
+        if name not in mesh.auto_axes:
+            raise SmoljaxError(
+                f"mesh_axis {name!r} is an explicit axis: make the mesh with axis_types AxisType.Auto"
+            )
     parts = math.prod(mesh.shape[name] for name in names)
+    if parts == 1:
+        return None
     return NamedSharding(mesh, PartitionSpec(names, None, None)), parts

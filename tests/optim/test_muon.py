@@ -216,12 +216,15 @@ def test_wrong_leaves_are_refused_at_init(params, specs, words):
 
 
 def test_wrong_options_are_refused_at_once():
-    mesh = Mesh(np.array(jax.devices()[:1]), ("fsdp",))
+    mesh = Mesh(
+        np.array(jax.devices()[:1]), ("fsdp",)
+    )  # automatic axes; jax.make_mesh makes explicit ones
     for options, words in [
         ({"scale": "unit"}, "spectral"),
         ({"coefficients": "muon"}, "keller"),
         ({"mesh": mesh, "mesh_axis": "stage"}, "'stage' is not an axis of the mesh: it has fsdp"),
         ({"mesh": mesh}, "together"),
+        ({"mesh": jax.make_mesh((1,), ("fsdp",)), "mesh_axis": "fsdp"}, "AxisType.Auto"),
     ]:
         with pytest.raises(SmoljaxError, match=words):
             scale_by_muon(**options)
