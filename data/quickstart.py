@@ -15,17 +15,31 @@ from smoljax.curation.sdists import Sdist, fetch
 from smoljax.curation.sources import Files
 
 DJANGO = Sdist(
-    "Django", "5.2.19", "ad03d8abc51dbff95ebf34b27123cf0c26a3b62db7ba0cd520783686362533d1"
+    "Django",
+    "5.2.19",
+    "ad03d8abc51dbff95ebf34b27123cf0c26a3b62db7ba0cd520783686362533d1",
+    ("docs/*.txt", "*.py"),
 )
 SQLALCHEMY = Sdist(
-    "SQLAlchemy", "2.1.9", "d700a8b2edfb26282a470333d6bc4a454c4acda4d201a3bea7b72fa76c217d28"
+    "SQLAlchemy",
+    "2.1.9",
+    "d700a8b2edfb26282a470333d6bc4a454c4acda4d201a3bea7b72fa76c217d28",
+    ("doc/*.html",),
 )
-PYPDF = Sdist("pypdf", "7.1.0", "ca3fa902369e98a6d2cb7b56396de902b72ef9bb3c1e8706c1bfc7d8bd0cf0d7")
+PYPDF = Sdist(
+    "pypdf", "7.1.0", "ca3fa902369e98a6d2cb7b56396de902b72ef9bb3c1e8706c1bfc7d8bd0cf0d7", ("*.pdf",)
+)
 NEWSPAPER = Sdist(
-    "newspaper4k", "0.9.6", "a3f2f0e017dddb6f1019ee77aaa8980e13e6ecea0b949abc7167aae4770d2d0e"
+    "newspaper4k",
+    "0.9.6",
+    "a3f2f0e017dddb6f1019ee77aaa8980e13e6ecea0b949abc7167aae4770d2d0e",
+    ("tests/data/html/*.html",),
 )
 SPHINX = Sdist(
-    "Sphinx", "9.0.4", "594ef59d042972abbc581d8baa577404abe4e6c3b04ef61bd7fc2acbd51f3fa3"
+    "Sphinx",
+    "9.0.4",
+    "594ef59d042972abbc581d8baa577404abe4e6c3b04ef61bd7fc2acbd51f3fa3",
+    ("doc/*.rst",),
 )
 
 

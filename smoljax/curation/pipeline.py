@@ -15,7 +15,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -51,14 +51,6 @@ _FUNCTIONS = {
 }
 
 
-@dataclass(frozen=True)
-class _Step:
-    """Where a step's items lie and which keys they have, in shard order."""
-
-    directory: Path
-    keys: tuple[str, ...]
-
-
 def stages(preset: Mapping[str, Mapping]) -> list[tuple[str, schema.Stage]]:
     """The filters of a preset, in the order in which they run, as functions of a batch alone."""
     return [
@@ -66,17 +58,6 @@ def stages(preset: Mapping[str, Mapping]) -> list[tuple[str, schema.Stage]]:
         for name in presets.ORDER
         if name in preset
     ]
-
-
-def apply(
-    chain: Sequence[tuple[str, schema.Stage]], batch: pa.RecordBatch
-) -> tuple[pa.RecordBatch, list[tuple[str, int, pa.RecordBatch]]]:
-    """Runs a batch through a chain: (what every stage kept, [(stage, rows kept, what it removed)])."""
-    steps = []
-    for name, stage in chain:
-        batch, removed = stage(batch)
-        steps.append((name, batch.num_rows, removed))
-    return batch, steps
 
 
 def hash_of(*parts: object) -> str:
@@ -143,6 +124,8 @@ def assemble(shards: Sequence[Shard], workdir: Path, manifest: Mapping) -> None:
     """Puts `documents/` together: the split's files, numbered within each source, and the manifest."""
     split_root = workdir / "curation" / "split"
     numbers: Counter[str] = Counter()
+    for left in workdir.glob(".documents.*"):  # By a run that was killed at this point.
+        shutil.rmtree(left, ignore_errors=True)
     with files.atomic_directory(workdir / "documents") as folder:
         for number, shard in enumerate(shards):
             for part in ("train", "heldout", "removed"):

@@ -74,7 +74,8 @@ def curate(config: CurationConfig, workdir: Path | str, *, workers: int | None =
       workers: processes; by default the cores that this process may use.
 
     Raises:
-      SmoljaxError: the recipe or its input is missing, or no document is left at the end.
+      SmoljaxError: the recipe or its input is missing, another run is at work in `workdir`, the disk is full, or
+        no document is left at the end.
       KeyboardInterrupt: on Ctrl-C, with all workers stopped and finished work kept.
     """
     workdir = Path(workdir)
@@ -100,12 +101,7 @@ def curate(config: CurationConfig, workdir: Path | str, *, workers: int | None =
             "inputs_hash": inputs_hash,
         }
         if not any(source["train"]["documents"] for source in manifest["sources"].values()):
-            raise SmoljaxError(
-                f"no document is left to train on; every one of "
-                f"{sum(s['removed'] for s in manifest['sources'].values())} was removed. "
-                f"What each stage removed:\n{table(manifest)}\n"
-                "Check the source's preset and the thresholds in config.curation.presets"
-            )
+            raise SmoljaxError(_nothing_left(manifest))
         pipeline.assemble(shards, workdir, manifest)
         return manifest
 
@@ -188,6 +184,19 @@ def _hashes(config: CurationConfig, shards) -> tuple[str, str, dict[str, float]]
         pipeline.CODE_VERSION, config.presets, config.max_document_bytes, fractions
     )
     return config_hash, pipeline.hash_of([pipeline.fingerprint(s) for s in shards]), fractions
+
+
+def _nothing_left(manifest: Mapping) -> str:
+    reasons: dict[str, int] = {}
+    for stage in manifest["stages"]:
+        reasons |= stage["removed_by_reason"]
+    ordered = sorted(reasons.items(), key=lambda item: (-item[1], item[0]))
+    found = ", ".join(f"{reason} {count:,}" for reason, count in ordered) or "the input holds none"
+    heldout = sum(source["heldout"]["documents"] for source in manifest["sources"].values())
+    return (
+        f"the corpus is empty: no document is left to train on (held out {heldout}; removed: {found}): "
+        "check the input, the source's preset and the thresholds in config.curation.presets"
+    )
 
 
 def _finished(workdir: Path, config_hash: str, inputs_hash: str) -> dict | None:

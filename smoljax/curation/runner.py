@@ -27,6 +27,7 @@ from smoljax.errors import SmoljaxError
 from smoljax.progress import Progress
 
 _MANIFEST = "manifest.json"
+_MB = 10**6
 
 
 @dataclass(frozen=True)
@@ -51,9 +52,7 @@ class WorkItem:
     label: str
 
 
-def run(
-    items: Sequence[WorkItem], directory: Path, *, workers: int, stage: str, check: bool = True
-) -> list[dict]:
+def run(items: Sequence[WorkItem], directory: Path, *, workers: int, stage: str) -> list[dict]:
     """Runs the items that are not finished and returns every item's manifest, in the order of `items`.
 
     `directory/<name>/` then holds what the item wrote and its manifest.json: {"key", "result", "files"}. Folders
@@ -64,7 +63,6 @@ def run(
       directory: belongs to this stage alone.
       workers: processes; 1 works in this process.
       stage: for the progress line.
-      check: whether files of finished items are compared with their sizes in the manifest.
 
     Raises:
       SmoljaxError: an item failed, or a worker died; what other items finished stays.
@@ -74,15 +72,16 @@ def run(
     _remove_strangers(directory, {item.name for item in items})
     manifests = {item.name: _finished(directory, item) for item in items}
     todo = [item for item in items if manifests[item.name] is None]
-    progress = Progress(stage, sum(item.size for item in items) or None, unit="bytes")
-    done = sum(item.size for item in items) - sum(item.size for item in todo)
-    progress.start_at(done)
+    total = sum(item.size for item in items)
+    done = total - sum(item.size for item in todo)
+    progress = Progress(stage, total // _MB or None, unit="MB")
+    progress.start_at(done // _MB)
     finished = _in_pool if min(workers, len(todo)) > 1 else _in_process
     with contextlib.closing(finished(todo, directory, min(workers, len(todo)))) as results:
         for item, manifest in results:
             manifests[item.name] = manifest
             done += item.size
-            progress.update(done, f"{len(items)} items")
+            progress.update(done // _MB)
     if todo:
         progress.close()
     return [manifests[item.name] for item in items]
@@ -125,7 +124,7 @@ def verified(folder: Path, name: str) -> Path:
 
 @contextlib.contextmanager
 def only_run_in(directory: Path) -> Iterator[None]:
-    """Holds `directory` for this run: a second run there is refused, and so is one while old workers still stop.
+    """Holds `directory` for this run: a second run there is refused.
 
     Raises:
       SmoljaxError: another run is at work there.

@@ -5,19 +5,24 @@ the package. Here pip is given a build backend that only copies the PKG-INFO tha
 a package is run and nothing else is downloaded.
 """
 
-import hashlib
+import contextlib
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from smoljax import files
 from smoljax.errors import SmoljaxError
 
+_TEMPORARY = ".fetch-"
+_STAMP = ".fetched"
+_SCRATCH_BYTES = 1 << 30
 # The names under which sdists ask for their build backend.
 _BACKENDS = (
     "setuptools.build_meta",
@@ -52,16 +57,23 @@ class Sdist:
       name: the package's name on the index.
       version: exact.
       sha256: of the .tar.gz file, in hexadecimal digits.
+      members: patterns of the files to unpack, by their path under the top folder (`*` crosses "/").
     """
 
     name: str
     version: str
     sha256: str
+    members: tuple[str, ...] = ("*",)
 
     @property
     def folder(self) -> str:
         """The archive's top folder, and its name without ".tar.gz"."""
         return f"{self.name.lower().replace('-', '_')}-{self.version}"
+
+    @property
+    def stamp(self) -> str:
+        """What is noted in the unpacked folder; another stamp is fetched anew."""
+        return f"sha256 {self.sha256}\nmembers {' '.join(self.members)}\n"
 
 
 def fetch(sdists: Sequence[Sdist], directory: Path, *, environment: Mapping | None = None) -> None:
@@ -75,16 +87,32 @@ def fetch(sdists: Sequence[Sdist], directory: Path, *, environment: Mapping | No
     Raises:
       SmoljaxError: pip could not fetch a file, or its hash is another.
     """
-    missing = [sdist for sdist in sdists if not (directory / sdist.folder).is_dir()]
+    missing = [sdist for sdist in sdists if not _is_there(sdist, directory)]
     if not missing:
         return
     directory = directory.absolute()  # pip's hooks run in folders of their own.
     directory.mkdir(parents=True, exist_ok=True)
+    for left in directory.glob(f"{_TEMPORARY}*"):  # By a fetch that was killed.
+        shutil.rmtree(left, ignore_errors=True)
     print(f"fetching {', '.join(sdist.folder for sdist in missing)}", file=sys.stderr, flush=True)
-    with tempfile.TemporaryDirectory(prefix=".fetch-", dir=directory) as temporary:
+    with (
+        files.explain_full_disk(directory),
+        tempfile.TemporaryDirectory(prefix=_TEMPORARY, dir=directory) as temporary,
+    ):
         _download(missing, Path(temporary), environment or {})
         for sdist in missing:
-            _unpack(sdist, Path(temporary), directory)
+            _unpack(sdist, Path(temporary))
+        os.sync()  # Once for thousands of small files; the rename must not reach the disk before them.
+        for sdist in missing:
+            shutil.rmtree(directory / sdist.folder, ignore_errors=True)
+            os.replace(Path(temporary) / "unpacked" / sdist.folder, directory / sdist.folder)
+
+
+def _is_there(sdist: Sdist, directory: Path) -> bool:
+    try:
+        return (directory / sdist.folder / _STAMP).read_text(encoding="utf-8") == sdist.stamp
+    except OSError:
+        return False
 
 
 def _download(sdists: Sequence[Sdist], folder: Path, environment: Mapping) -> None:
@@ -99,8 +127,10 @@ def _download(sdists: Sequence[Sdist], folder: Path, environment: Mapping) -> No
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
     command += ["--no-input", "--retries=2", "--no-deps", "--no-binary=:all:", "--require-hashes"]
     command += ["--no-build-isolation", f"--dest={folder}", f"--requirement={folder / 'pins.txt'}"]
-    variables = os.environ | environment | {"PYTHONPATH": str(folder / "backends")}
-    done = subprocess.run(command, env=variables, capture_output=True, text=True)
+    variables = os.environ | {"PYTHONPATH": str(folder / "backends")}
+    with _scratch() as scratch:
+        variables |= {"TMPDIR": scratch} | environment
+        done = subprocess.run(command, env=variables, capture_output=True, text=True)
     if done.returncode != 0:
         lines = [line for line in done.stderr.splitlines() if line.strip()] or ["no message"]
         errors = [line for line in lines if "ERROR" in line] or lines[-1:]
@@ -111,22 +141,33 @@ def _download(sdists: Sequence[Sdist], folder: Path, environment: Mapping) -> No
         )
 
 
-def _unpack(sdist: Sdist, downloads: Path, directory: Path) -> None:
+@contextlib.contextmanager
+def _scratch() -> Iterator[str]:
+    """A folder for pip, which unpacks every file of an sdist to read one: in memory where there is room."""
+    memory = Path("/dev/shm")
+    if not os.access(memory, os.W_OK) or shutil.disk_usage(memory).free < _SCRATCH_BYTES:
+        memory = None
+    with tempfile.TemporaryDirectory(prefix="smoljax-fetch-", dir=memory) as folder:
+        yield folder
+
+
+def _unpack(sdist: Sdist, downloads: Path) -> None:
     archive = downloads / f"{sdist.folder}.tar.gz"
     if not archive.is_file():
         raise SmoljaxError(
             f"pip fetched no {archive.name} for {sdist.name}=={sdist.version}: "
             f"it fetched {', '.join(sorted(p.name for p in downloads.glob('*.tar.gz'))) or 'nothing'}"
         )
-    found = hashlib.sha256(archive.read_bytes()).hexdigest()
-    if found != sdist.sha256:
-        raise SmoljaxError(
-            f"{archive.name} has sha256 {found}, expected {sdist.sha256}: do not use it"
-        )
-    with files.atomic_directory(directory / sdist.folder) as folder, tarfile.open(archive) as tar:
-        # The "data" filter refuses absolute paths, "..", devices and links that lead outside.
-        tar.extractall(folder, filter="data")
-        inner = folder / sdist.folder
-        for path in inner.iterdir():
-            path.rename(folder / path.name)
-        inner.rmdir()
+    unpacked = downloads / "unpacked"
+
+    def chosen(member: tarfile.TarInfo, folder: str) -> tarfile.TarInfo | None:
+        name = member.name.partition("/")[2]
+        if not member.isfile() or not any(fnmatchcase(name, p) for p in sdist.members):
+            return None
+        return tarfile.data_filter(
+            member, folder
+        )  # Refuses absolute paths, "..", and links to outside.
+
+    with tarfile.open(archive) as tar:
+        tar.extractall(unpacked, filter=chosen)
+    (unpacked / sdist.folder / _STAMP).write_text(sdist.stamp, encoding="utf-8")
