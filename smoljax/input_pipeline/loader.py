@@ -5,9 +5,7 @@ source) and read from at most a few blocks, of which each source keeps `group_bl
 `sources * group_blocks` MiB at uint16 and 2**19 tokens per block, however long the run.
 """
 
-import contextlib
 import dataclasses
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -161,7 +159,7 @@ class Mixture:
             grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=prefetch)
         )
         if num_workers:
-            _parse_absl_flags()
+            _settle_absl_flags()
             dataset = dataset.mp_prefetch(
                 grain.MultiprocessingOptions(
                     num_workers=num_workers,
@@ -294,9 +292,8 @@ def _windows_by_source(config: MixtureConfig, orders: Mapping[str, WindowOrder])
     return {name: order.windows_per_epoch for name, order in orders.items()}
 
 
-def _parse_absl_flags() -> None:
+def _settle_absl_flags() -> None:
     """Grain reads absl flags when it starts worker processes, and fails where nobody has parsed any (a notebook)."""
-    flags = require("absl.flags", extra="train")
-    if not flags.FLAGS.is_parsed():
-        with contextlib.suppress(flags.Error):
-            flags.FLAGS(sys.argv[:1])
+    flags = require("absl.flags", extra="train").FLAGS
+    if not flags.is_parsed():
+        flags.mark_as_parsed()  # Their defaults hold.
