@@ -1,6 +1,8 @@
 """What all tests share: the CPU, a compile cache, and no silent rank promotion."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -25,3 +27,18 @@ def pytest_collection_modifyitems(items):
     if jax.default_backend() != "gpu":
         for item in gpu_tests:
             item.add_marker(pytest.mark.skip(reason="no GPU here"))
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory):
+    """A workdir with the curated documents, tokenizer and shards of tests/tiny_config.py, made once by the real verb."""
+    workdir = tmp_path_factory.mktemp("corpus")
+    arguments = ["--config=tests/tiny_config.py", f"--workdir={workdir}"]
+    result = subprocess.run(
+        [sys.executable, "-m", "smoljax.curate", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    return workdir

@@ -7,6 +7,9 @@ from jax.sharding import Mesh
 
 from smoljax import parallel
 
+# What the loss reads of a batch.
+BATCH_KEYS = ("tokens", "targets", "segment_ids", "loss_mask")
+
 
 def bits_per_byte(nats: float, num_targets: int, *, tokens: int, text_bytes: int) -> float:
     """Bits per UTF-8 byte of text.
@@ -44,14 +47,13 @@ def held_out(
       documents and bytes (of the split).
     """
     rows = parallel.local_rows(mesh, batch_size)
-    keys = ("tokens", "targets", "segment_ids", "positions", "loss_mask")
     results = {}
     for source in mixture.config.sources:
         sums = []
         for number, batch in enumerate(mixture.heldout_batches(source, batch_size)):
             if number == max_batches:
                 break
-            local = {key: batch[key][rows] for key in keys}
+            local = {key: batch[key][rows] for key in BATCH_KEYS}
             on_mesh = parallel.put_batch(local, mesh, rows=rows, batch_size=batch_size)
             sums.append(eval_step(params, on_mesh))
         nats = math.fsum(float(row["cross_entropy"]) for row in sums)

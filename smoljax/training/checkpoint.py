@@ -128,9 +128,7 @@ class Checkpoints:
 
     def _check_model(self, saved: dict, place: epath.Path) -> None:
         wanted = self._metadata["model"]
-        different = sorted(
-            name for name in {*saved, *wanted} if saved.get(name) != wanted.get(name)
-        )
+        different = [name for name in {**wanted, **saved} if saved.get(name) != wanted.get(name)]
         if different:
             name = different[0]
             raise SmoljaxError(

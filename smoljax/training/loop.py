@@ -19,7 +19,6 @@ from smoljax.training.state import make_state
 from smoljax.training.step import make_eval_step, make_train_step
 from smoljax.training.throughput import peak_flops
 
-BATCH_KEYS = ("tokens", "targets", "segment_ids", "positions", "loss_mask")
 STOPPED = 42
 
 
@@ -37,9 +36,7 @@ def train(run: Run) -> int:
         state = checkpoints.restore(run.shapes, run.shardings)
         _say(f"resuming from step {start:,} in {run.train_directory}")
     else:
-        state = make_state(
-            run.model, run.optimizer, seed=run.seed, shardings=run.shardings
-        )
+        state = make_state(run.model, run.optimizer, seed=run.seed, shardings=run.shardings)
         _describe(run)
     _write_config(run)
     train_step = make_train_step(
@@ -63,7 +60,10 @@ def train(run: Run) -> int:
         while step < training.num_steps:
             _, batch = next(batches)
             on_mesh = parallel.put_batch(
-                {key: batch[key] for key in BATCH_KEYS}, mesh, rows=rows, batch_size=batch_size
+                {key: batch[key] for key in perplexity.BATCH_KEYS},
+                mesh,
+                rows=rows,
+                batch_size=batch_size,
             )
             state, metrics = train_step(state, on_mesh)
             step += 1

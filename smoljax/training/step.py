@@ -24,11 +24,13 @@ def loss_sum(
     Args:
       config: the model.
       params: its parameters.
-      batch: [B, S] arrays tokens, targets, segment_ids, positions (int32) and loss_mask (bool).
+      batch: [B, S] arrays tokens, targets, segment_ids (int32) and loss_mask (bool).
       loss_chunk: tokens per chunk of the cross-entropy; no more logits than that exist at once.
       z_loss: weight of the squared log-normaliser (PaLM, section 5); 0 leaves it out.
     """
-    hidden_BSD = hidden(config, params, batch["tokens"], batch["segment_ids"], batch["positions"])
+    # RoPE counts from the start of the row, not of the document: only differences matter, a token sees no
+    # other document, and small angles are exact (position 60,000 has an error of 0.004 radians in f32).
+    hidden_BSD = hidden(config, params, batch["tokens"], batch["segment_ids"])
     total, num_targets, metrics = losses.cross_entropy(
         hidden_BSD,
         unembedding(config, params),

@@ -1,0 +1,210 @@
+"""Training as a person runs it: real processes, killed and stopped, and errors that say what to do."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from smoljax.command_line import load_config
+from smoljax.training import Run
+from smoljax.training.metrics import read_metrics
+
+TIMES = ("tokens_per_second", "mfu")
+
+
+def command(workdir, *overrides):
+    return [
+        sys.executable,
+        "-m",
+        "smoljax.train",
+        "--config=tests/tiny_config.py",
+        f"--workdir={workdir}",
+        *overrides,
+    ]
+
+
+def train(workdir, *overrides):
+    return subprocess.run(command(workdir, *overrides), capture_output=True, text=True, check=False)
+
+
+def fresh(corpus, tmp_path, name):
+    workdir = tmp_path / name
+    workdir.mkdir()
+    for part in ("shards", "tokenizer"):
+        shutil.copytree(corpus / part, workdir / part)
+    return workdir
+
+
+def losses(workdir):
+    """Every row of metrics, without the times."""
+    return [
+        {key: value for key, value in row.items() if key not in TIMES}
+        for row in read_metrics(workdir / "train")
+    ]
+
+
+def final_params(workdir):
+    run = Run(load_config("tests/tiny_config.py"), workdir)
+    step, params = run.restore_params()
+    return step, jax.tree.map(np.asarray, params)
+
+
+def wait_for_step(workdir, process, step):
+    deadline = time.monotonic() + 120
+    while not any(row["step"] >= step for row in read_metrics(workdir / "train")):
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline, f"step {step} was not reached in two minutes"
+        time.sleep(0.01)
+
+
+@pytest.fixture(scope="module")
+def unbroken(corpus, tmp_path_factory):
+    workdir = fresh(corpus, tmp_path_factory.mktemp("train"), "unbroken")
+    result = train(workdir)
+    assert result.returncode == 0, result.stderr[-3000:]
+    return workdir, result.stderr
+
+
+def test_it_learns_and_reports(unbroken):
+    workdir, output = unbroken
+    rows = read_metrics(workdir / "train")
+    training = [row for row in rows if "loss" in row]
+    assert [row["step"] for row in training] == list(range(1, 61))
+    assert training[0]["loss"] == pytest.approx(
+        np.log(512), rel=0.02
+    )  # An untrained model guesses.
+    assert training[-1]["loss"] < training[0]["loss"] - 1.0
+    heldout = [row for row in rows if "heldout/all/bits_per_byte" in row]
+    assert [row["step"] for row in heldout] == [25, 50, 60]
+    assert heldout[-1]["heldout/code/bits_per_byte"] < heldout[0]["heldout/code/bits_per_byte"]
+    assert "layers/attention/query" in output
+    assert "muon" in output
+    assert "tokens/s  MFU" in output
+    assert "held-out bits per byte code" in output
+    assert any(file.name.startswith("events.out") for file in (workdir / "train").iterdir())
+
+
+def test_the_learning_rate_follows_the_schedule(unbroken):
+    workdir, _ = unbroken
+    rate = {row["step"]: row["learning_rate"] for row in losses(workdir) if "loss" in row}
+    assert rate[6] == pytest.approx(1e-2)
+    assert rate[30] == pytest.approx(1e-2)
+    assert rate[1] == 0.0
+    assert rate[60] < 1e-3
+
+
+@pytest.mark.parametrize("kill_at", [3, 33])
+def test_a_killed_run_goes_on_bitwise(unbroken, corpus, tmp_path, kill_at):
+    """Killed before the first checkpoint, and between two: the same losses and parameters, bit for bit."""
+    workdir = fresh(corpus, tmp_path, "killed")
+    process = subprocess.Popen(
+        command(workdir), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    wait_for_step(workdir, process, kill_at)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert len(losses(workdir)) < len(losses(unbroken[0]))
+    result = train(workdir)
+    assert result.returncode == 0, result.stderr[-3000:]
+    if kill_at > 20:
+        assert "resuming from step 20" in result.stderr
+    assert losses(workdir) == losses(unbroken[0])
+    jax.tree.map(np.testing.assert_array_equal, final_params(workdir), final_params(unbroken[0]))
+
+
+def test_another_seed_gives_other_losses(unbroken, corpus, tmp_path):
+    workdir = fresh(corpus, tmp_path, "seed")
+    assert train(workdir, "--config.seed=1", "--config.training.num_steps=10").returncode == 0
+    assert losses(workdir)[0]["loss"] != losses(unbroken[0])[0]["loss"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_request_to_stop_saves_and_exits_with_42(corpus, tmp_path, number):
+    workdir = fresh(corpus, tmp_path, "stopped")
+    process = subprocess.Popen(
+        command(workdir, "--config.training.num_steps=100000"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    wait_for_step(workdir, process, 5)
+    process.send_signal(number)
+    _, output = process.communicate(timeout=60)
+    assert process.returncode == 42, output
+    saved = max(int(name) for name in os.listdir(workdir / "train" / "checkpoints"))
+    assert saved == losses(workdir)[-1]["step"] >= 5
+    assert f"step {saved:,} is saved" in output
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["--config.model.hidden_size=64"], "of another model: its hidden_size is 32"),
+        (["--config.model.vocab_size=500"], "tokenizer has 512 tokens"),
+        (["--config.data.seq_len=128"], "longer than config.model.max_seq_len 64"),
+        (
+            ["--config.data.seq_len=8192", "--config.model.max_seq_len=8192"],
+            "block",
+        ),
+        (["--config.training.micro_batches=3"], "does not divide config.data.batch_size 8"),
+        (["--config.mesh.data=3"], "does not divide 1 devices"),
+        (["--config.optimizer.name=sgd"], "choose one of 'adamw', 'muon'"),
+        (["--config.tokenizer.directory=/nowhere"], "/nowhere"),
+        (["--config.data.directory=/nowhere"], "/nowhere"),
+        (["--config.training.num_steps=0"], "config.training.num_steps is 0"),
+    ],
+)
+def test_a_wrong_setting_gives_one_clear_line(unbroken, overrides, message):
+    before = json.dumps(losses(unbroken[0]))
+    result = train(unbroken[0], *overrides)
+    assert result.returncode == 1
+    last = result.stderr.strip().splitlines()[-1]
+    assert last.startswith("error: ")
+    assert message in last
+    assert "Traceback" not in result.stderr
+    assert json.dumps(losses(unbroken[0])) == before  # Nothing that was there is lost.
+
+
+def test_a_damaged_checkpoint_is_named(unbroken, tmp_path):
+    workdir = tmp_path / "damaged"
+    shutil.copytree(unbroken[0], workdir)
+    state = workdir / "train" / "checkpoints" / "60" / "state"
+    for file in state.rglob("*"):
+        if file.is_file() and file.stat().st_size > 100:
+            file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    result = train(workdir, "--config.training.num_steps=61")
+    assert result.returncode == 1
+    assert "checkpoints/60" in result.stderr
+    assert result.stderr.strip().splitlines()[-1].startswith("error: ")
+
+
+def test_a_damaged_shard_is_named(corpus, tmp_path):
+    workdir = fresh(corpus, tmp_path, "shard")
+    (shard,) = (workdir / "shards" / "code").rglob("code-train*")
+    data = bytearray(shard.read_bytes())
+    data[len(data) // 2] ^= 0xFF
+    shard.write_bytes(bytes(data))
+    result = train(workdir)
+    assert result.returncode == 1
+    assert "code-train.array_record" in result.stderr.strip().splitlines()[-1]
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(corpus, tmp_path):
+    workdir = fresh(corpus, tmp_path, "nan")
+    result = train(
+        workdir,
+        "--config.optimizer.name=adamw",
+        "--config.optimizer.learning_rate=1e30",
+        "--config.optimizer.warmup_steps=0",
+    )
+    assert result.returncode == 1
+    last = result.stderr.strip().splitlines()[-1]
+    assert "the loss of step" in last
+    assert "lower config.optimizer.learning_rate" in last
