@@ -144,9 +144,10 @@ def scale_by_muon(
     place = _placement(stack_sharding, one_by_one=on_cpu)
 
     def init(params: optax.Params) -> MuonState:
+        spec = _specs_by_path(specs, params)
         for path, leaf in by_path(params).items():
             check_float(path, leaf)
-            _matrix_shape(path, leaf, _specs_by_path(specs, params)[path])
+            _matrix_shape(path, leaf, spec[path])
         momentum = jax.tree.map(
             lambda leaf: jnp.zeros_like(leaf, dtype=momentum_dtype or jnp.float32), params
         )
@@ -162,17 +163,10 @@ def scale_by_muon(
             state.momentum,
             updates,
         )
-        direction = average
-        if nesterov:
-            on_average, on_gradient = beta, 1 - beta
-            if bias_correction:
-                on_average = beta / (1 - beta ** (count + 1))
-                on_gradient = (1 - beta) / (1 - beta**count)
-            direction = jax.tree.map(
-                lambda m, g: on_average * m + on_gradient * g.astype(jnp.float32), average, updates
-            )
-        elif bias_correction:
-            direction = jax.tree.map(lambda m: m / (1 - beta**count), average)
+        on_average, on_gradient = _momentum_weights(beta, count, nesterov, bias_correction)
+        direction = jax.tree.map(
+            lambda m, g: on_average * m + on_gradient * g.astype(jnp.float32), average, updates
+        )
         orthogonal = _orthogonalize(
             direction,
             _specs_by_path(specs, updates),
@@ -188,6 +182,17 @@ def scale_by_muon(
         return orthogonal, MuonState(count=count, momentum=momentum)
 
     return optax.GradientTransformation(init, update)
+
+
+def _momentum_weights(
+    beta: float, count: jax.Array, nesterov: bool, bias_correction: bool
+) -> tuple[float | jax.Array, float | jax.Array]:
+    """What the average and the gradient weigh in the matrix that is orthogonalised; count is that of this update."""
+    if not bias_correction:
+        return (beta, 1 - beta) if nesterov else (1.0, 0.0)
+    if not nesterov:
+        return 1 / (1 - beta**count), 0.0
+    return beta / (1 - beta ** (count + 1)), (1 - beta) / (1 - beta**count)
 
 
 def _orthogonalize(
@@ -227,7 +232,7 @@ def _placement(
 
     def place(function: Callable[[jax.Array], jax.Array]) -> Callable[[jax.Array], jax.Array]:
         if stack_sharding is None:
-            # On a CPU a single matrix and its Gram matrix stay in the cache: a tenth faster than a batch, half the memory.
+            # On a CPU a single matrix and its Gram matrix stay in the cache: a tenth faster than a batch.
             return (lambda x_BMN: jax.lax.map(function, x_BMN)) if one_by_one else function
         sharding, parts = stack_sharding
 
