@@ -117,14 +117,15 @@ def throughput(rows: Sequence[Mapping]) -> "Figure":
     return _over_steps(steps[1:], rates[1:], ylabel="tokens per second", logarithmic=False)
 
 
-def heldout_over_steps(
-    rows: Sequence[Mapping], baselines: Mapping[str, Mapping[str, float]]
-) -> "Figure":
-    """Held-out bits per byte over steps, a panel for each source, with a line for each baseline.
+def heldout_over_steps(rows: Sequence[Mapping], evaluation: Mapping) -> "Figure":
+    """Held-out bits per byte over steps, a panel for each source, with the final value and a line for each baseline.
+
+    During training only a part of each source is scored (config.training.eval_batches): the diamond at the end, and
+    the baselines, are those of all held-out text.
 
     Args:
       rows: metrics rows; all sources with `heldout/<source>/bits_per_byte` are drawn, "all" first.
-      baselines: {source: {"unigram", "gzip", "xz"} in bits per byte}.
+      evaluation: what evaluation.json holds: {"step", "heldout": {source: {"bits_per_byte", "baselines": ...}}}.
     """
     sources = heldout_sources(rows)
     columns = 3 if len(sources) in (3, 5, 6, 9) else min(4, len(sources))
@@ -134,14 +135,7 @@ def heldout_over_steps(
         grid = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)
         axes = list(itertools.chain(*grid))
         for source, ax in zip(sources, axes):
-            steps, values = _column(rows, f"heldout/{source}/bits_per_byte")
-            for key, label, colour, dash in BASELINES:
-                if source in baselines:
-                    level = baselines[source][key]
-                    ax.axhline(level, color=colour, linestyle=dash, linewidth=1.5, label=label)
-            ax.plot(steps, values, color=MODEL, marker="o", markersize=3.5, label="model")
-            ax.set_title("all sources" if source == "all" else source)
-            _steps_axis(ax, most=4)
+            _heldout_panel(ax, rows, source, evaluation)
         for ax in axes[len(sources) :]:
             ax.set_visible(False)
         for number, ax in enumerate(axes[: len(sources)]):
@@ -278,6 +272,28 @@ def _smooth(values: Sequence[float], share: float = 0.05) -> list[float]:
     return means
 
 
+def _heldout_panel(ax: "Axes", rows: Sequence[Mapping], source: str, evaluation: Mapping) -> None:
+    steps, values = _column(rows, f"heldout/{source}/bits_per_byte")
+    if source in evaluation["heldout"]:
+        final = evaluation["heldout"][source]
+        for key, label, colour, dash in BASELINES:
+            level = final["baselines"][key]
+            ax.axhline(level, color=colour, linestyle=dash, linewidth=1.5, label=label)
+        ax.plot(
+            [evaluation["step"]],
+            [final["bits_per_byte"]],
+            color=REMOVED,
+            marker="D",
+            markersize=6,
+            linestyle="none",
+            label="model, all text",
+            zorder=3,
+        )
+    ax.plot(steps, values, color=MODEL, marker="o", markersize=3.5, label="model")
+    ax.set_title("all sources" if source == "all" else source)
+    _steps_axis(ax, most=4)
+
+
 def _over_steps(steps: list, values: list, *, ylabel: str, logarithmic: bool) -> "Figure":
     with _style():
         figure = _figure(4.2, 2.5)
@@ -295,9 +311,9 @@ def _over_steps(steps: list, values: list, *, ylabel: str, logarithmic: bool) ->
 
 
 def _plain_logarithmic(ax: "Axes") -> None:
-    """Ticks at 1, 2 and 5 in plain digits: a gradient norm rarely spans more than two decades."""
+    """Ticks in plain digits, close enough for a gradient norm, which rarely spans more than a decade."""
     ticker = require("matplotlib.ticker", extra="report")
-    ax.yaxis.set_major_locator(ticker.LogLocator(subs=(1.0, 2.0, 5.0)))
+    ax.yaxis.set_major_locator(ticker.LogLocator(subs=(1.0, 1.5, 2.0, 3.0, 5.0, 7.0)))
     ax.yaxis.set_major_formatter("{x:g}")
     ax.yaxis.set_minor_formatter(ticker.NullFormatter())
 
@@ -306,14 +322,14 @@ def _steps_axis(ax: "Axes", *, most: int = 9) -> None:
     ticker = require("matplotlib.ticker", extra="report")
     ax.set_xlabel("step")
     ax.set_xlim(left=0)
-    ax.xaxis.set_major_locator(ticker.MaxNLocator(most, integer=True))
+    ax.xaxis.set_major_locator(ticker.MaxNLocator(most, steps=[1, 2, 5, 10], integer=True))
     ax.xaxis.set_major_formatter("{x:,.0f}")
 
 
 def _legend_above(figure: "Figure", ax: "Axes") -> None:
     lines, labels = ax.get_legend_handles_labels()
     by_label = dict(zip(labels, lines))
-    order = sorted(by_label, key=lambda label: label != "model")
+    order = sorted(by_label, key=lambda label: not label.startswith("model"))
     figure.legend(
         [by_label[label] for label in order], order, loc="outside upper right", ncols=len(order)
     )

@@ -216,13 +216,9 @@ def heldout(inputs: Inputs) -> Html:
         html.table(columns, rows, total=True),
         html.figure(plots.svg(plots.bits_per_byte_bars(results), "bars")),
         html.figure(
-            plots.svg(
-                plots.heldout_over_steps(
-                    inputs.metrics, {name: row["baselines"] for name, row in results.items()}
-                ),
-                "heldout",
-            ),
-            "During training a part of each source is scored, so the last point may differ a little from the table.",
+            plots.svg(plots.heldout_over_steps(inputs.metrics, inputs.evaluation), "heldout"),
+            "During training the model is scored on the beginning of each source only. The diamond and the baselines "
+            "are of all held-out text.",
         ),
     )
 

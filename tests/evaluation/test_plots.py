@@ -19,8 +19,13 @@ def rows(finished_run):
 
 
 @pytest.fixture(scope="module")
-def heldout(finished_run):
-    return json.loads((finished_run / "evaluation.json").read_text())["heldout"]
+def evaluation(finished_run):
+    return json.loads((finished_run / "evaluation.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def heldout(evaluation):
+    return evaluation["heldout"]
 
 
 @pytest.fixture(scope="module")
@@ -28,21 +33,20 @@ def stages(finished_run):
     return json.loads((finished_run / "documents" / "manifest.json").read_text())["stages"]
 
 
-def draw(rows, heldout, stages):
-    baselines = {source: row["baselines"] for source, row in heldout.items()}
+def draw(rows, evaluation, stages):
     return {
         "loss": plots.loss_curve(rows),
         "gradient": plots.gradient_norm(rows),
         "throughput": plots.throughput(rows),
-        "heldout": plots.heldout_over_steps(rows, baselines),
-        "bars": plots.bits_per_byte_bars(heldout),
+        "heldout": plots.heldout_over_steps(rows, evaluation),
+        "bars": plots.bits_per_byte_bars(evaluation["heldout"]),
         "stages": plots.documents_by_stage(stages),
     }
 
 
 @pytest.fixture(scope="module")
-def figures(rows, heldout, stages):
-    return draw(rows, heldout, stages)
+def figures(rows, evaluation, stages):
+    return draw(rows, evaluation, stages)
 
 
 def line(ax, label):
@@ -73,6 +77,7 @@ def test_each_source_has_a_panel_with_its_own_baselines(heldout, figures):
     for title, ax in panels.items():
         source = "all" if title == "all sources" else title
         assert len(line(ax, "model")[0]) == 3
+        assert line(ax, "model, all text") == ([12], [heldout[source]["bits_per_byte"]])
         for key, label in (("unigram", "unigram"), ("gzip", "gzip -9"), ("xz", "xz -9")):
             assert set(line(ax, label)[1]) == {heldout[source]["baselines"][key]}
 
@@ -101,9 +106,9 @@ def test_running_mean():
     assert np.std(plots._smooth(values)[100:]) == pytest.approx(1 / np.sqrt(101), rel=0.3)
 
 
-def test_the_same_rows_give_the_same_svg(rows, heldout, stages):
+def test_the_same_rows_give_the_same_svg(rows, evaluation, stages):
     first, second = (
-        {n: plots.svg(f, n) for n, f in draw(rows, heldout, stages).items()} for _ in range(2)
+        {n: plots.svg(f, n) for n, f in draw(rows, evaluation, stages).items()} for _ in range(2)
     )
     assert first == second
 
@@ -134,7 +139,7 @@ def test_too_few_rows_say_what_to_change(rows):
     with pytest.raises(SmoljaxError, match=r"no row with 'loss'.*config\.training\.log_every"):
         plots.loss_curve([])
     with pytest.raises(SmoljaxError, match=r"config\.training\.eval_every"):
-        plots.heldout_over_steps([row for row in rows if "loss" in row], {})
+        plots.heldout_over_steps([row for row in rows if "loss" in row], {"heldout": {}})
 
 
 def test_without_matplotlib_the_extra_is_named(monkeypatch, rows):

@@ -71,7 +71,7 @@ def test_it_draws_its_plots_and_leaves_its_work(executed):
     assert not [out for out in outputs if out.output_type == "error"]
     text = "".join(out.get("text", "") for out in outputs)
     assert "bits per byte" in text
-    assert "step 12, 'def '" in text
+    assert "step 12, 'def'" in text
     assert (folder / "run" / "evaluation.json").exists()
 
 
