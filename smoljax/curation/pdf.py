@@ -83,14 +83,18 @@ def _lines(page: str) -> list[str]:
 
 def _without_running_lines(pages: list[list[str]]) -> list[list[str]]:
     for end in (0, -1):
-        for _ in range(3):  # A head of up to three lines.
+        for fewest in (
+            2,
+            8,
+            8,
+        ):  # Up to three lines, the second and third only from a page that has many.
             edges = Counter(_shape(lines[end]) for lines in pages if lines)
             needed = max(_RUNNING_PAGES, _RUNNING_SHARE * len(pages))
             running = {shape for shape, count in edges.items() if count >= needed}
             if not running:
                 break
             for lines in pages:
-                if lines and _shape(lines[end]) in running:
+                if len(lines) >= fewest and _shape(lines[end]) in running:
                     lines.pop(end)
     return pages
 

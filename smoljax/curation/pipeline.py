@@ -9,6 +9,7 @@ and `<workdir>/documents/`, put together from the last step at once.
 """
 
 import functools
+import inspect
 import json
 import os
 import shutil
@@ -58,6 +59,15 @@ def stages(preset: Mapping[str, Mapping]) -> list[tuple[str, schema.Stage]]:
         for name in presets.ORDER
         if name in preset
     ]
+
+
+def check_arguments(field: str, name: str, arguments: Mapping) -> None:
+    """Raises a SmoljaxError that names `field` when the filter `name` has no such argument, or lacks one."""
+    try:
+        inspect.signature(_FUNCTIONS[name]).bind(None, **arguments)
+    except TypeError as error:
+        known = [p for p in inspect.signature(_FUNCTIONS[name]).parameters if p != "batch"]
+        raise SmoljaxError(f"{field} has {error}: the filter takes {', '.join(known)}") from error
 
 
 def hash_of(*parts: object) -> str:

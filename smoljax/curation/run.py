@@ -60,6 +60,9 @@ class CurationConfig:
                         f"config.curation.presets.{preset}.{name} is not a filter: "
                         f"there are {', '.join(presets.ORDER)}"
                     )
+                pipeline.check_arguments(
+                    f"config.curation.presets.{preset}.{name}", name, chain[name]
+                )
 
 
 def curate(config: CurationConfig, workdir: Path | str, *, workers: int | None = None) -> dict:

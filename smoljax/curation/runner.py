@@ -123,15 +123,15 @@ def verified(folder: Path, name: str) -> Path:
 
 
 @contextlib.contextmanager
-def only_run_in(directory: Path) -> Iterator[None]:
-    """Holds `directory` for this run: a second run there is refused.
+def only_run_in(directory: Path, *, patience: float = 5.0) -> Iterator[None]:
+    """Holds `directory` for this run: a second run there is refused after `patience` seconds.
 
     Raises:
       SmoljaxError: another run is at work there.
     """
     directory.mkdir(parents=True, exist_ok=True)
     with open(directory / ".lock", "a") as lock:
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + patience
         while True:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
