@@ -201,6 +201,7 @@ def _in_pool(
                     error, manifest = pipe.recv()
                 except (EOFError, ConnectionResetError):
                     pool[pipe].join()
+                    _remove_temporaries(directory, item)
                     raise SmoljaxError(_death(item, pool[pipe].exitcode)) from None
                 if error is not None:
                     raise error

@@ -1,0 +1,82 @@
+"""The runner's own contract, on work items of a few bytes."""
+
+import json
+import os
+import signal
+
+import pytest
+
+from smoljax.curation import runner
+from smoljax.errors import SmoljaxError
+
+
+def write(argument: str, folder) -> dict:
+    (folder / "out.txt").write_text(argument)
+    return {"length": len(argument)}
+
+
+def fail(argument: str, folder) -> dict:
+    (folder / "half.txt").write_text(argument)
+    raise SmoljaxError(f"cannot work on {argument}")
+
+
+def die(argument: str, folder) -> dict:
+    os.kill(os.getpid(), signal.SIGKILL)
+    return {}
+
+
+def item(name: str, work=write, *, key: str = "k") -> runner.WorkItem:
+    return runner.WorkItem(name, key, work, f"text {name}", 1, f"input {name}")
+
+
+def test_manifests_come_in_the_order_of_the_items(tmp_path):
+    items = [item(f"{i:02d}") for i in range(6)]
+    manifests = runner.run(items, tmp_path, workers=2, stage="test")
+    assert [m["result"] for m in manifests] == [{"length": 7}] * 6
+    assert json.loads((tmp_path / "03/manifest.json").read_text()) == manifests[3]
+    assert (tmp_path / "03/out.txt").read_text() == "text 03"
+
+
+def test_finished_items_are_kept_unless_the_key_or_a_file_changed(tmp_path):
+    def times():
+        return {p.parent.name: p.stat().st_mtime_ns for p in tmp_path.glob("*/out.txt")}
+
+    runner.run([item("a"), item("b"), item("c")], tmp_path, workers=1, stage="test")
+    before = times()
+    (tmp_path / "b/out.txt").write_text("cut")
+    runner.run([item("a"), item("b"), item("c", key="other")], tmp_path, workers=1, stage="test")
+    after = times()
+    assert after["a"] == before["a"]
+    assert after["b"] != before["b"]
+    assert after["c"] != before["c"]
+    assert (tmp_path / "b/out.txt").read_text() == "text b"
+
+
+def test_folders_of_an_earlier_configuration_go(tmp_path):
+    runner.run([item("a"), item("b")], tmp_path, workers=1, stage="test")
+    (tmp_path / ".c.123.tmp").mkdir()
+    runner.run([item("a")], tmp_path, workers=1, stage="test")
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_failing_item_ends_the_run_and_leaves_nothing_half(tmp_path, workers):
+    with pytest.raises(SmoljaxError, match="cannot work on text bad"):
+        runner.run([item("bad", fail), item("good")], tmp_path, workers=workers, stage="test")
+    assert {path.name for path in tmp_path.iterdir()} <= {"good"}
+
+
+def test_a_worker_that_is_killed_is_named_with_its_input(tmp_path):
+    with pytest.raises(
+        SmoljaxError, match=r"a worker died \(signal SIGKILL\) while it read input x"
+    ):
+        runner.run([item("x", die), item("y", die)], tmp_path, workers=2, stage="test")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_verified_names_a_changed_file(tmp_path):
+    runner.run([item("a")], tmp_path, workers=1, stage="test")
+    assert runner.verified(tmp_path / "a", "out.txt") == tmp_path / "a/out.txt"
+    (tmp_path / "a/out.txt").write_text("text b")
+    with pytest.raises(SmoljaxError, match=r"out\.txt is damaged"):
+        runner.verified(tmp_path / "a", "out.txt")
