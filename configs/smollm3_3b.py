@@ -67,7 +67,7 @@ def get_config() -> ConfigDict:
             clip_norm=1.0,
             schedule="wsd",
             warmup_steps=2_000,
-            decay_start=4_198_000,
+            decay_start=4_198_001,
             decay_steps=522_000,
             decay_tail="linear",
             final_fraction=0.0,

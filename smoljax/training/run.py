@@ -84,6 +84,8 @@ class Run:
             self.params_shapes,
             logical_axes=logical_axes(self.model),
             num_steps=self.training.num_steps,
+            mesh=self.mesh,
+            mesh_axis="fsdp",
         )
 
     @functools.cached_property
