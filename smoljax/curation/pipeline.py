@@ -3,7 +3,7 @@
 Folders under `<workdir>/curation/`, one per item and step:
   extract/NNNNN/  kept.parquet, removed.parquet                  one item per input shard
   filter/NNNNN/   kept.parquet, removed.parquet, hashes.npy      one item per extracted shard
-  dedup/all/      first.npz                                      one item over all hashes
+  dedup/all/      first.npy, rows.npy                            one item over all hashes
   split/NNNNN/    train.parquet, heldout.parquet, removed.parquet
 and `<workdir>/documents/`, put together from the last step at once.
 """

@@ -393,3 +393,10 @@ def test_fingerprints_do_not_depend_on_where_the_folder_lies(tmp_path):
     os.utime(tmp_path / "b" / "x.txt", (1, 2))
     (shard,) = sources.shards([sources.Files("s", f"{tmp_path}/b/*", "web")], 100)
     assert pipeline.fingerprint(shard) != prints[0]
+
+
+def test_presets_survive_a_config_dict():
+    from ml_collections import ConfigDict
+
+    section = ConfigDict({"recipe": "r.py", "presets": presets.defaults(), "arguments": {"a": 1}})
+    assert build(CurationConfig, section, "curation") == CurationConfig("r.py", arguments={"a": 1})
