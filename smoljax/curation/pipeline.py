@@ -21,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import xxhash
 
@@ -229,15 +230,13 @@ def _split(argument: tuple[Path, str, float], folder: Path) -> dict:
             removed_rows += removed.num_rows
             chosen = split.heldout(batch, fraction)
             for side, writer, mask in (
-                ("train", train, pa.compute.invert(chosen)),
+                ("train", train, pc.invert(chosen)),
                 ("heldout", heldout, chosen),
             ):
                 part = batch.filter(mask)
                 writer.write(part)
                 sides[side]["documents"] += part.num_rows
-                sides[side]["bytes"] += (
-                    pa.compute.sum(pa.compute.binary_length(part.column("text"))).as_py() or 0
-                )
+                sides[side]["bytes"] += pc.sum(pc.binary_length(part.column("text"))).as_py() or 0
     return {**sides, "removed": removed_rows}
 
 
