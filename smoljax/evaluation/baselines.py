@@ -59,6 +59,7 @@ def baselines(
             text.add(document)
             everything.add(document)
             progress.update(number)
+        progress.close()
         if not text.num_bytes:
             raise SmoljaxError(
                 f"source {source!r} has no held-out text in {folder}: raise config.curation.heldout_fraction, "

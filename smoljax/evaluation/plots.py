@@ -274,6 +274,7 @@ def _smooth(values: Sequence[float], share: float = 0.05) -> list[float]:
 
 def _heldout_panel(ax: "Axes", rows: Sequence[Mapping], source: str, evaluation: Mapping) -> None:
     steps, values = _column(rows, f"heldout/{source}/bits_per_byte")
+    ax.plot(steps, values, color=MODEL, marker="o", markersize=3.5, label="model")
     if source in evaluation["heldout"]:
         final = evaluation["heldout"][source]
         for key, label, colour, dash in BASELINES:
@@ -289,7 +290,6 @@ def _heldout_panel(ax: "Axes", rows: Sequence[Mapping], source: str, evaluation:
             label="model, all text",
             zorder=3,
         )
-    ax.plot(steps, values, color=MODEL, marker="o", markersize=3.5, label="model")
     ax.set_title("all sources" if source == "all" else source)
     _steps_axis(ax, most=4)
 

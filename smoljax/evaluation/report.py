@@ -43,9 +43,7 @@ def write_report(workdir: Path | str, *, steps: Sequence[dict]) -> Path:
     body = html.join(
         [
             html.tag("h1", title),
-            html.paragraph(
-                "From raw pages and PDFs to a trained, evaluated, talking model.", css="faint"
-            ),
+            html.paragraph("What went in, what came out, and how to repeat it.", css="faint"),
             html.tag("nav", *links),
             sections.headline(inputs, steps),
             sections.documents(inputs),

@@ -60,6 +60,7 @@ pre { background: var(--card); border: 1px solid var(--line); border-radius: 8px
 .token { background: color-mix(in srgb, var(--model) 14%, transparent); border-radius: 3px; white-space: pre-wrap; }
 .token:nth-child(even) { background: color-mix(in srgb, var(--gzip) 22%, transparent); }
 details { margin: 8px 0; border: 1px solid var(--line); border-radius: 8px; padding: 8px 14px; }
+h3 .faint { font-weight: 400; }
 summary { cursor: pointer; font-weight: 600; overflow-wrap: anywhere; }
 summary span { color: var(--faint); font-weight: 400; }
 .origin { color: var(--faint); font-size: 0.86rem; margin: 14px 0 0; overflow-wrap: anywhere; max-width: none; }

@@ -95,16 +95,11 @@ def documents(inputs: Inputs) -> Html:
             "language and a stage may see fewer documents than the one before it kept.",
         ),
         html.table(("stage", "kept", "removed", "seconds", "why"), [_stage_row(s) for s in stages]),
-        html.tag("h3", "Removed documents, by reason"),
+        html.tag("h3", "Removed documents"),
         html.paragraph(
             "Every removed document is kept with its reason. These were drawn by the hash of their id, not picked."
         ),
-        *(
-            html.folded(
-                reason, f"{number:,} removed, {len(examples)} shown", *map(_example, examples)
-            )
-            for reason, (number, examples) in inputs.removed_examples(EXAMPLES_PER_REASON).items()
-        ),
+        *_removed_by_stage(inputs),
         html.tag("h3", "Kept documents, by source"),
         *(
             html.folded(source, f"{len(examples)} shown", *map(_example, examples))
@@ -356,17 +351,36 @@ def _stage_row(stage: dict) -> tuple:
     return (stage["name"], stage["kept"], stage["removed"], seconds, why)
 
 
+def _removed_by_stage(inputs: Inputs) -> list[Html]:
+    """A fold for each stage that removed something, with examples of each of its reasons."""
+    removed = inputs.removed_examples(EXAMPLES_PER_REASON)
+    folds = []
+    for stage in inputs.documents["stages"]:
+        reasons = {
+            reason: entry
+            for reason, entry in removed.items()
+            if reason in stage["removed_by_reason"]
+        }
+        parts = []
+        for reason, (number, examples) in reasons.items():
+            rule = reason.removeprefix(stage["name"] + ":")
+            parts.append(
+                html.tag("h3", f"{rule} ", html.tag("span", f"{number:,} removed", css="faint"))
+            )
+            parts += map(_example, examples)
+        if parts:
+            folds.append(html.folded(stage["name"], f"{stage['removed']:,} removed", *parts))
+    return folds
+
+
 def _example(document: Document) -> Html:
     origin = f"{document.source}: {document.path}"
     if document.language:
         origin += f" (language: {document.language})"
-    body = html.cut(document.text, EXAMPLE_CHARACTERS)
-    return html.join(
-        [
-            html.paragraph(origin, css="origin"),
-            html.preformatted(body) if body.strip() else html.paragraph("(no text)"),
-        ]
-    )
+    if not document.text.strip():
+        return html.paragraph(f"{origin}: no text", css="origin")
+    body = html.preformatted(html.cut(document.text, EXAMPLE_CHARACTERS))
+    return html.join([html.paragraph(origin, css="origin"), body])
 
 
 def _pieces(tokenizer: Tokenizer, text: str) -> list[str]:
