@@ -198,7 +198,16 @@ def heldout(inputs: Inputs) -> Html:
         )
         for name in names
     ]
-    columns = ("source", "model", "xz -9", "gzip -9", "unigram", "loss", "documents", "bytes")
+    columns = (
+        "source",
+        "model",
+        "xz -9",
+        "gzip -9",
+        "unigram",
+        "nats per token",
+        "documents",
+        "bytes",
+    )
     return html.section(
         "heldout",
         "Held-out text",
