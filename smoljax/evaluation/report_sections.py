@@ -118,8 +118,8 @@ def tokenizer(inputs: Inputs) -> Html:
     facts = [
         (f"{loaded.vocab_size:,}", "tokens in the vocabulary"),
         (f"{text_bytes / text_tokens:.2f}", "bytes of text per token"),
-        (f"{train_tokens / 1e6:,.2f} M", "tokens to train on"),
-        (f"{heldout_tokens / 1e6:,.2f} M", "tokens held out"),
+        (_millions(train_tokens), "tokens to train on"),
+        (_millions(heldout_tokens), "tokens held out"),
     ]
     parts = [html.cards(facts)]
     if loaded.lossy:
@@ -327,14 +327,18 @@ def _run_cards(inputs: Inputs, steps: Sequence[dict]) -> Html:
     kept = sum(row["train"]["documents"] + row["heldout"]["documents"] for row in sources)
     seconds = {step["name"]: step["seconds"] for step in steps}
     facts = [
-        (f"{config.num_params / 1e6:,.1f} M", "parameters"),
+        (_millions(config.num_params), "parameters"),
         (f"{kept:,}", "documents kept"),
-        (f"{tokens / 1e6:,.1f} M", "tokens trained on"),
+        (_millions(tokens), "tokens trained on"),
     ]
     if "train" in seconds:
         facts.append((duration(seconds["train"]), "training"))
     facts.append((duration(sum(seconds.values())), "all steps"))
     return html.cards(facts)
+
+
+def _millions(count: int) -> str:
+    return f"{count / 1e6:,.1f} M" if count >= 1e6 else f"{count:,}"
 
 
 def _total(rows: Sequence[tuple]) -> tuple:
