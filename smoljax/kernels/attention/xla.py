@@ -31,32 +31,43 @@ def attend(
     """
     B, S, N, H = q_BSNH.shape
     K = k_BSKH.shape[2]
-    q_BSKGH = (q_BSNH * scale).reshape(B, S, K, N // K, H)
+    q_BKGSH = jnp.moveaxis((q_BSNH * scale).reshape(B, S, K, N // K, H), 1, 3)
+    k_BKSH, v_BKSH = jnp.swapaxes(k_BSKH, 1, 2), jnp.swapaxes(v_BSKH, 1, 2)
     outputs, maxima = [], []
     for start, stop, first, last in _blocks(S, causal=causal, window=window):
         allowed = _allowed(
             (start, stop), (first, last), causal=causal, segment_ids=segment_ids, window=window
         )
-        output_BQKGH, max_BKG = _block(
-            q_BSKGH[:, start:stop], k_BSKH[:, first:last], v_BSKH[:, first:last], allowed
+        output_BKGQH, max_BKG = _block(
+            q_BKGSH[:, :, :, start:stop],
+            k_BKSH[:, :, first:last],
+            v_BKSH[:, :, first:last],
+            allowed,
         )
-        outputs.append(output_BQKGH)
+        outputs.append(output_BKGQH)
         maxima.append(max_BKG)
-    output_BSNH = jnp.concatenate(outputs, axis=1).reshape(B, S, N, H)
-    return output_BSNH, jnp.max(jnp.stack(maxima), axis=(0, 1)).reshape(N)
+    output_BSKGH = jnp.moveaxis(jnp.concatenate(outputs, axis=3), 3, 1)
+    max_logits_N = jnp.max(jnp.stack(maxima), axis=(0, 1)).reshape(N)
+    return output_BSKGH.reshape(B, S, N, H), max_logits_N
 
 
-def _block(q_BQKGH, k_BTKH, v_BTKH, allowed_BQT):
+def _block(q_BKGQH, k_BKTH, v_BKTH, allowed_BQT):
     scores_BKGQT = jnp.einsum(
-        "bqkgh,btkh->bkgqt", q_BQKGH, k_BTKH, preferred_element_type=jnp.float32
+        "bkgqh,bkth->bkgqt", q_BKGQH, k_BKTH, preferred_element_type=jnp.float32
     )
     scores_BKGQT = jnp.where(allowed_BQT[:, None, None], scores_BKGQT, _MASKED)
     max_BKGQ1 = jax.lax.stop_gradient(jnp.max(scores_BKGQT, axis=-1, keepdims=True))
     weights_BKGQT = jnp.exp(scores_BKGQT - max_BKGQ1)
     sum_BKGQ1 = jnp.sum(weights_BKGQT, axis=-1, keepdims=True)
-    weights_BKGQT = (weights_BKGQT / sum_BKGQ1).astype(v_BTKH.dtype)
-    output_BQKGH = jnp.einsum("bkgqt,btkh->bqkgh", weights_BKGQT, v_BTKH)
-    return output_BQKGH, jnp.max(max_BKGQ1, axis=(3, 4))
+    output_BKGQH = jnp.einsum(
+        "bkgqt,bkth->bkgqh",
+        weights_BKGQT.astype(v_BKTH.dtype),
+        v_BKTH,
+        preferred_element_type=jnp.float32,
+    )
+    # Dividing the output and not the weights saves a pass over the scores, and keeps fewer of them for the gradient.
+    output_BKGQH = (output_BKGQH / sum_BKGQ1).astype(q_BKGQH.dtype)
+    return output_BKGQH, jnp.max(max_BKGQ1, axis=(3, 4))
 
 
 def _blocks(length: int, *, causal: bool, window: int | None):

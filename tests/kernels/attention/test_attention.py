@@ -90,7 +90,9 @@ def test_agrees_with_float64(implementation, problem):
         )
         return jnp.sum(out * dout), (out, largest)
 
-    (_, (out, largest)), gradients = jax.value_and_grad(run, (0, 1, 2), has_aux=True)(q, k, v)
+    (_, (out, largest)), gradients = jax.jit(jax.value_and_grad(run, (0, 1, 2), has_aux=True))(
+        q, k, v
+    )
     options["scale"] = options["scale"] or q.shape[-1] ** -0.5
     expected = exact(q, k, v, dout, **options)
     for got, want in zip((out, largest, *gradients), expected):
@@ -138,7 +140,7 @@ def test_padding_is_finite_and_bfloat16_stays_bfloat16(implementation):
         out = attention(q, k, v, segment_ids=segment_ids, implementation=implementation)
         return jnp.sum(out.astype(jnp.float32)), out
 
-    (_, out), gradient = jax.value_and_grad(run, has_aux=True)(q)
+    (_, out), gradient = jax.jit(jax.value_and_grad(run, has_aux=True))(q)
     assert out.dtype == gradient.dtype == jnp.bfloat16
     assert jnp.isfinite(out.astype(jnp.float32)).all()
     assert jnp.isfinite(gradient.astype(jnp.float32)).all()

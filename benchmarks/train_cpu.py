@@ -1,0 +1,220 @@
+"""Claim: a CPU training step of smoljax is faster than Hugging Face Llama's in PyTorch eager, at the same shape.
+
+    pip install "smoljax[train,test-hf]"
+    python benchmarks/train_cpu.py [--torch-python PATH] [--rounds 6] [--steps 3]
+
+Both train the same 7.9M-parameter decoder (8 layers of width 256, 8 query and 4 key-value heads, SwiGLU 688, tied
+vocabulary of 8192, 256 tokens, batch 16, float32, AdamW, clipping at 1.0) in processes of their own that take turns,
+so that noise from neighbours meets both. smoljax also masks segments, as its training does; the peer has no such mask.
+The peak is a 2048-cubed float32 matmul, measured in every round.
+
+B batch, S sequence
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+
+B, S = 16, 256
+SHAPE = {
+    "vocab_size": 8192,
+    "hidden_size": 256,
+    "intermediate_size": 688,
+    "num_layers": 8,
+    "num_heads": 8,
+    "num_kv_heads": 4,
+}
+THREADS = 2
+LEARNING_RATE = 1e-3
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--torch-python", default=sys.executable, help="interpreter that has torch")
+    parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--steps", type=int, default=3, help="steps per turn; the fastest counts")
+    parser.add_argument("--worker", choices=["smoljax", "torch"], help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.worker:
+        serve(smoljax_worker() if args.worker == "smoljax" else torch_worker())
+        return 0
+
+    found = subprocess.run(
+        [args.torch_python, "-c", "import torch, transformers"], capture_output=True
+    )
+    if found.returncode:
+        print(
+            f"{args.torch_python} has no torch and transformers: "
+            'run `pip install "smoljax[test-hf]"`, or name an interpreter that has them with --torch-python',
+            file=sys.stderr,
+        )
+        return 1
+    ours = Worker([sys.executable, __file__, "--worker", "smoljax"])
+    peer = Worker([args.torch_python, __file__, "--worker", "torch"])
+    seconds = {"smoljax": [], "torch": []}
+    peaks = []
+    for _ in range(args.rounds):
+        peaks.append(ours.ask(0)["peak"])
+        seconds["smoljax"].append(ours.ask(args.steps)["seconds"])
+        seconds["torch"].append(peer.ask(args.steps)["seconds"])
+    if ours.about["num_params"] != peer.about["num_params"]:
+        raise SystemExit(f"the two models differ in size: {ours.about}, {peer.about}")
+    report(seconds, max(peaks), {"smoljax": ours.about, "torch": peer.about})
+    return 0
+
+
+def report(seconds: dict, peak: float, about: dict) -> None:
+    """Prints both sides: seconds per step, tokens per second and the share of the matmul peak."""
+    flops = about["smoljax"]["flops_per_token"] * B * S
+    print(f"matmul peak {peak / 1e9:.0f} GFLOP/s, {flops / 1e9:.0f} GFLOP per step, {B * S} tokens")
+    print(f"{'':34s} {'min s':>7s} {'median s':>9s} {'tokens/s':>9s} {'of peak':>8s}")
+    for name, times in seconds.items():
+        best = min(times)
+        print(
+            f"{about[name]['label']:34s} {best:7.3f} {statistics.median(times):9.3f} {B * S / best:9.0f} "
+            f"{flops / best / peak:8.1%}"
+        )
+    ratios = [theirs / ours for ours, theirs in zip(seconds["smoljax"], seconds["torch"])]
+    print(
+        f"smoljax is {min(seconds['torch']) / min(seconds['smoljax']):.2f} times as fast by minima, "
+        f"{statistics.median(ratios):.2f} times by the median of {len(ratios)} paired rounds "
+        f"({min(ratios):.2f} to {max(ratios):.2f})"
+    )
+
+
+class Worker:
+    """A process that trains when asked; `about` is what it says of itself."""
+
+    def __init__(self, command: list[str]):
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        self.about = self._read()
+
+    def ask(self, steps: int) -> dict:
+        """Fastest of `steps` steps ("seconds"), or the matmul rate in FLOP/s ("peak") for 0 steps."""
+        self._process.stdin.write(f"{steps}\n")
+        self._process.stdin.flush()
+        return self._read()
+
+    def _read(self) -> dict:
+        line = self._process.stdout.readline()
+        if not line:
+            raise SystemExit(f"the worker {' '.join(self._process.args)} ended; its error is above")
+        return json.loads(line)
+
+
+def serve(worker) -> None:
+    """Answers one line per request, until the parent goes."""
+    about, step, peak = worker
+    step()  # Compiles, or warms up.
+    print(json.dumps(about), flush=True)
+    for line in sys.stdin:
+        steps = int(line)
+        answer = {"seconds": min(timed(step) for _ in range(steps))} if steps else {"peak": peak()}
+        print(json.dumps(answer), flush=True)
+
+
+def timed(function) -> float:
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
+
+
+def smoljax_worker():
+    import jax
+    import jax.numpy as jnp
+    import optax
+
+    from smoljax import losses
+    from smoljax.model import ModelConfig, hidden, init, unembedding
+
+    config = ModelConfig(**SHAPE, max_seq_len=S, scan_layers=False)
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(LEARNING_RATE))
+    window_BS = jax.random.randint(jax.random.key(0), (B, S + 1), 0, config.vocab_size)
+    segment_ids_BS = jnp.ones((B, S), jnp.int32)
+    positions_BS = jnp.broadcast_to(jnp.arange(S), (B, S))
+    mask_BS = jnp.ones((B, S), bool)
+
+    def loss(params, window_BS, segment_ids_BS, positions_BS, mask_BS):
+        hidden_BSD = hidden(config, params, window_BS[:, :-1], segment_ids_BS, positions_BS)
+        total, num_targets, _ = losses.cross_entropy(
+            hidden_BSD, unembedding(config, params), window_BS[:, 1:], mask_BS, chunk_size=1024
+        )
+        return total / num_targets
+
+    def train(params, opt_state, *batch):
+        value, gradient = jax.value_and_grad(loss)(params, *batch)
+        updates, opt_state = optimizer.update(gradient, opt_state, params)
+        return optax.apply_updates(params, updates), opt_state, value
+
+    train = jax.jit(train, donate_argnums=(0, 1))
+    params = jax.jit(init, static_argnums=0)(config, jax.random.key(0))
+    opt_state = optimizer.init(params)
+
+    def step():
+        nonlocal params, opt_state
+        batch = (window_BS, segment_ids_BS, positions_BS, mask_BS)
+        params, opt_state, value = train(params, opt_state, *batch)
+        value.block_until_ready()
+
+    square = jnp.ones((2048, 2048))
+    multiply = jax.jit(jnp.matmul)
+
+    def peak():
+        multiply(square, square).block_until_ready()
+        fastest = min(timed(lambda: multiply(square, square).block_until_ready()) for _ in range(8))
+        return 2 * 2048**3 / fastest
+
+    about = {
+        "label": f"smoljax, jax {jax.__version__}",
+        "num_params": config.num_params,
+        "flops_per_token": config.flops_per_token(S, "causal"),
+    }
+    return about, step, peak
+
+
+def torch_worker():
+    import torch
+    import transformers
+
+    torch.set_num_threads(THREADS)
+    torch.manual_seed(0)
+    model = transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(
+            vocab_size=SHAPE["vocab_size"],
+            hidden_size=SHAPE["hidden_size"],
+            intermediate_size=SHAPE["intermediate_size"],
+            num_hidden_layers=SHAPE["num_layers"],
+            num_attention_heads=SHAPE["num_heads"],
+            num_key_value_heads=SHAPE["num_kv_heads"],
+            max_position_embeddings=S,
+            tie_word_embeddings=True,
+            use_cache=False,
+            attn_implementation="sdpa",
+        )
+    )
+    model.train()
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.999), weight_decay=1e-4, fused=True
+    )
+    tokens = torch.randint(0, SHAPE["vocab_size"], (B, S))
+
+    def step():
+        optimizer.zero_grad(set_to_none=True)
+        model(input_ids=tokens, labels=tokens).loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+
+    about = {
+        "label": f"Hugging Face Llama, torch {torch.__version__}",
+        "num_params": sum(parameter.numel() for parameter in model.parameters()),
+    }
+    return about, step, None
+
+
+if __name__ == "__main__":
+    sys.exit(main())
