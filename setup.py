@@ -45,6 +45,8 @@ EXTRAS = {
         "pytest-xdist>=3.6",
         "hypothesis>=6.100",
         "ruff==0.17.6",
+        "psutil>=6",
+        "importlib_resources>=6",  # TensorFlow Datasets' writers import it without asking for it
         "nbclient>=0.10",
         "ipykernel>=6",
     ],

@@ -16,6 +16,7 @@ def get_config() -> ConfigDict:
         dict(
             recipe="data/quickstart.py",
             heldout_fraction=0.05,
+            heldout_fractions=dict(newspaper_html=0.3, pypdf_pdf=0.3, sphinx_docs=0.1),
             shard_bytes=8 << 20,
         )
     )

@@ -10,6 +10,9 @@ from pathlib import Path
 from smoljax.configuration import plain
 from smoljax.errors import SmoljaxError, require
 
+# Exit code of a verb that was stopped on request, after saving what it had.
+STOPPED = 42
+
 HELP = """
 Flags:
   --config=FILE           recipe to run, such as configs/quickstart.py (FILE:VARIANT passes VARIANT to its get_config)

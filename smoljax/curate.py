@@ -4,8 +4,11 @@ Three parts, each skipped while it is up to date; --only names one:
   documents   runs the recipe config.curation.recipe; writes WORKDIR/documents, removed documents with their reasons
   tokenizer   trains SentencePiece on the train split; writes WORKDIR/tokenizer (or checks config.tokenizer.directory)
   shards      writes token shards of every source to WORKDIR/shards
+Exit codes: 0 done, 1 failed, 42 stopped on request (SIGTERM, Ctrl-C), with finished work kept.
 """
 
+import signal
+import sys
 from pathlib import Path
 
 from smoljax import command_line
@@ -20,8 +23,15 @@ def main(config: dict, workdir: Path, *, only: str) -> int:
 
     if only and only not in PARTS:
         raise SmoljaxError(f"--only={only}: there are {', '.join(PARTS)}")
-    for part in (only,) if only else PARTS:
-        {"documents": _documents, "tokenizer": _tokenizer, "shards": _shards}[part](config, workdir)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        for part in (only,) if only else PARTS:
+            {"documents": _documents, "tokenizer": _tokenizer, "shards": _shards}[part](
+                config, workdir
+            )
+    except KeyboardInterrupt:
+        print("stopped on request; the same command goes on from what is done", file=sys.stderr)
+        return command_line.STOPPED
     return 0
 
 

@@ -40,7 +40,7 @@ def held_out(
       mixture: token shards, opened by smoljax.input_pipeline.open_mixture.
       mesh: the device mesh.
       batch_size: windows per batch.
-      max_batches: stop after so many batches of a source; all of it when None.
+      max_batches: score so many batches of each source, spread evenly; all of it when None.
 
     Returns:
       For each source, and for "all" together: bits_per_byte, loss (nats per token), tokens (scored),
@@ -50,9 +50,7 @@ def held_out(
     results = {}
     for source in mixture.config.sources:
         sums = []
-        for number, batch in enumerate(mixture.heldout_batches(source, batch_size)):
-            if number == max_batches:
-                break
+        for batch in mixture.heldout_batches(source, batch_size, max_batches=max_batches):
             local = {key: batch[key][rows] for key in BATCH_KEYS}
             on_mesh = parallel.put_batch(local, mesh, rows=rows, batch_size=batch_size)
             sums.append(eval_step(params, on_mesh))

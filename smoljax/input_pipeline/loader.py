@@ -177,9 +177,17 @@ class Mixture:
             iterator.close()
 
     def heldout_batches(
-        self, source: str, batch_size: int, *, split: str = "heldout"
+        self,
+        source: str,
+        batch_size: int,
+        *,
+        max_batches: int | None = None,
+        split: str = "heldout",
     ) -> Iterator[Batch]:
         """Every window of a split of one source once, in the order of the text; the last batch is padded.
+
+        With `max_batches`, no more than that many batches, of windows spread evenly over the split: the first ones
+        would be of a few documents only.
 
         Rows of padding have segment_ids 0 and loss_mask False. A split without documents yields nothing.
 
@@ -195,9 +203,11 @@ class Mixture:
             return
         number, order = self.config.sources.index(source), _order(self.config, reader)
         blocks = Recent(1)
-        for begin in range(0, order.windows_per_epoch, batch_size):
-            end = min(begin + batch_size, order.windows_per_epoch)
-            places = zip(*order.in_order(np.arange(begin, end)), strict=True)
+        total = order.windows_per_epoch
+        chosen = min(total, (max_batches or total) * batch_size)
+        for begin in range(0, chosen, batch_size):
+            picks = np.arange(begin, min(begin + batch_size, chosen)) * total // chosen
+            places = zip(*order.in_order(picks), strict=True)
             windows = [
                 (number, blocks.get(block, lambda block=block: reader.block(block)), window)
                 for block, window in ((int(b), int(w)) for b, w in places)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import jax
 
 from smoljax import files, optim, parallel
+from smoljax.command_line import STOPPED
 from smoljax.errors import SmoljaxError
 from smoljax.evaluation import perplexity
 from smoljax.model import logical_axes
@@ -18,8 +19,6 @@ from smoljax.training.run import Run
 from smoljax.training.state import make_state
 from smoljax.training.step import make_eval_step, make_train_step
 from smoljax.training.throughput import peak_flops
-
-STOPPED = 42
 
 
 def train(run: Run) -> int:
