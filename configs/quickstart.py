@@ -16,7 +16,10 @@ def get_config() -> ConfigDict:
         dict(
             recipe="data/quickstart.py",
             heldout_fraction=0.05,
-            heldout_fractions=dict(newspaper_html=0.3, pypdf_pdf=0.3, sphinx_docs=0.1),
+            # About as much held-out text of each large source, and some of each small one.
+            heldout_fractions=dict(
+                django_code=0.015, newspaper_html=0.3, pypdf_pdf=0.3, sphinx_docs=0.1
+            ),
             shard_bytes=8 << 20,
         )
     )
@@ -33,9 +36,22 @@ def get_config() -> ConfigDict:
                 "newspaper_html",
                 "sphinx_docs",
             ),
-            stages=(),  # Each source by its size.
+            # Code is more than half of the text; weighed by size it would crowd out the manuals.
+            stages=(
+                (
+                    0,
+                    dict(
+                        django_docs=0.27,
+                        django_code=0.35,
+                        sqlalchemy_html=0.27,
+                        pypdf_pdf=0.02,
+                        newspaper_html=0.01,
+                        sphinx_docs=0.08,
+                    ),
+                ),
+            ),
             seq_len=256,
-            batch_size=16,
+            batch_size=8,
         )
     )
     config.model = ConfigDict(
@@ -60,7 +76,7 @@ def get_config() -> ConfigDict:
     config.optimizer = ConfigDict(
         dict(
             name="muon",
-            learning_rate=3e-3,
+            learning_rate=5e-3,
             adamw_learning_rate=3e-3,
             weight_decay=0.1,
             clip_norm=1.0,
@@ -73,14 +89,14 @@ def get_config() -> ConfigDict:
     )
     config.training = ConfigDict(
         dict(
-            num_steps=400,
+            num_steps=450,
             micro_batches=1,
-            loss_chunk=4096,
+            loss_chunk=1024,
             z_loss=0.0,
             log_every=10,
-            eval_every=100,
-            eval_batches=4,
-            checkpoint_every=100,
+            eval_every=150,
+            eval_batches=3,
+            checkpoint_every=150,
             keep_checkpoints=2,
         )
     )
