@@ -8,10 +8,15 @@ import logging
 import jax
 
 from smoljax.errors import SmoljaxError
-from smoljax.kernels.attention import cudnn, reference, xla
+from smoljax.kernels.attention import cpu, cudnn, reference, xla
 
-BACKENDS = {"cudnn": cudnn.attend, "xla": xla.attend, "reference": reference.attend}
-FALLBACKS = {"cpu": ("xla",), "gpu": ("cudnn", "xla"), "tpu": ("xla",)}
+BACKENDS = {
+    "cpu": cpu.attend,
+    "cudnn": cudnn.attend,
+    "xla": xla.attend,
+    "reference": reference.attend,
+}
+FALLBACKS = {"cpu": ("cpu", "xla"), "gpu": ("cudnn", "xla"), "tpu": ("xla",)}
 
 _log = logging.getLogger(__name__)
 
@@ -95,6 +100,8 @@ def _choose(implementation: str | None, *, platform: str, **asked) -> str:
 
 
 def _refusal(name: str, platform: str, asked: dict) -> str | None:
+    if name == "cpu":
+        return cpu.refusal()
     return cudnn.refusal(platform, **asked) if name == "cudnn" else None
 
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 # 2, 4 and 8 for 256 tokens on a CPU. From 4096 tokens on the block stays at 1024, which bounds the scores held.
 _BLOCKS = 4
 _LARGEST_BLOCK = 1024
-_MASKED = -1e30  # Finite, so that masked scores have gradients of exactly 0 and never NaN.
+MASKED = -1e30  # Finite, so that masked scores have gradients of exactly 0 and never NaN.
 
 
 def attend(
@@ -34,15 +34,15 @@ def attend(
     q_BKGSH = jnp.moveaxis((q_BSNH * scale).reshape(B, S, K, N // K, H), 1, 3)
     k_BKSH, v_BKSH = jnp.swapaxes(k_BSKH, 1, 2), jnp.swapaxes(v_BSKH, 1, 2)
     outputs, maxima = [], []
-    for start, stop, first, last in _blocks(S, causal=causal, window=window):
-        allowed = _allowed(
+    for start, stop, first, last in blocks(S, causal=causal, window=window):
+        allowed_BQT = allowed(
             (start, stop), (first, last), causal=causal, segment_ids=segment_ids, window=window
         )
         output_BKGQH, max_BKG = _block(
             q_BKGSH[:, :, :, start:stop],
             k_BKSH[:, :, first:last],
             v_BKSH[:, :, first:last],
-            allowed,
+            allowed_BQT,
         )
         outputs.append(output_BKGQH)
         maxima.append(max_BKG)
@@ -55,7 +55,7 @@ def _block(q_BKGQH, k_BKTH, v_BKTH, allowed_BQT):
     scores_BKGQT = jnp.einsum(
         "bkgqh,bkth->bkgqt", q_BKGQH, k_BKTH, preferred_element_type=jnp.float32
     )
-    scores_BKGQT = jnp.where(allowed_BQT[:, None, None], scores_BKGQT, _MASKED)
+    scores_BKGQT = jnp.where(allowed_BQT[:, None, None], scores_BKGQT, MASKED)
     max_BKGQ1 = jax.lax.stop_gradient(jnp.max(scores_BKGQT, axis=-1, keepdims=True))
     weights_BKGQT = jnp.exp(scores_BKGQT - max_BKGQ1)
     sum_BKGQ1 = jnp.sum(weights_BKGQT, axis=-1, keepdims=True)
@@ -70,7 +70,7 @@ def _block(q_BKGQH, k_BKTH, v_BKTH, allowed_BQT):
     return output_BKGQH, jnp.max(max_BKGQ1, axis=(3, 4))
 
 
-def _blocks(length: int, *, causal: bool, window: int | None):
+def blocks(length: int, *, causal: bool, window: int | None):
     """(first query, end of queries, first key, end of keys) of each block."""
     size = min(-(-length // _BLOCKS), _LARGEST_BLOCK)
     for start in range(0, length, size):
@@ -82,7 +82,15 @@ def _blocks(length: int, *, causal: bool, window: int | None):
         yield start, stop, first, last
 
 
-def _allowed(queries, keys, *, causal, segment_ids, window):
+def allowed(
+    queries: tuple[int, int],
+    keys: tuple[int, int],
+    *,
+    causal: bool,
+    segment_ids: jax.Array | None,
+    window: int | None,
+) -> jax.Array:
+    """Which query of a block may see which of its keys: bool [B or 1, Q, T]."""
     query_Q1 = jnp.arange(*queries)[:, None]
     key_1T = jnp.arange(*keys)[None, :]
     allowed_QT = jnp.ones((queries[1] - queries[0], keys[1] - keys[0]), bool)

@@ -4,6 +4,9 @@ B batch, S sequence, N query heads, K key-value heads, H head width
 """
 
 import logging
+import os
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +19,7 @@ from smoljax.errors import SmoljaxError
 from smoljax.kernels import attention
 from smoljax.kernels.attention import api
 
-BACKENDS = ("reference", "xla")
+BACKENDS = ("reference", "xla", "cpu")
 
 
 def exact(q_BSNH, k_BSKH, v_BSKH, dout_BSNH, *, causal, segment_ids, window, scale):
@@ -62,7 +65,7 @@ def arrays(seed, B, S, N, K, H):
 @st.composite
 def problems(draw):
     S, K = draw(st.integers(1, 13)), draw(st.sampled_from([1, 2]))
-    shape = (draw(st.integers(1, 2)), S, K * draw(st.sampled_from([1, 3])), K, 4)
+    shape = (draw(st.integers(1, 4)), S, K * draw(st.sampled_from([1, 3])), K, 4)
     layouts = st.lists(st.integers(0, 3), min_size=shape[0] * S, max_size=shape[0] * S)
     segment_ids = draw(st.none() | layouts)
     if segment_ids is not None:
@@ -172,9 +175,99 @@ def test_a_backend_that_cannot_is_passed_over_with_a_reason(caplog):
     assert "cudnn is passed over: it cannot honour segment ids" in caplog.text
 
 
+def test_cpu_gradients_are_the_same_under_scan_remat_and_vmap():
+    q, k, v, dout = arrays(5, 6, 10, 4, 2, 8)
+    segment_ids = jnp.asarray([[1] * 4 + [2] * 6, [1] * 7 + [0] * 3] * 3)
+
+    def loss(q, k, v, dout, segment_ids, implementation):
+        out, largest = attention(
+            q,
+            k,
+            v,
+            segment_ids=segment_ids,
+            implementation=implementation,
+            return_max_logits=True,
+        )
+        return jnp.sum(out * dout) + 7.0 * jnp.sum(largest)  # The maxima must add no gradient.
+
+    def layers(q, k, v, implementation):
+        @jax.checkpoint
+        def layer(q, _):
+            out = attention(q, k, v, segment_ids=segment_ids, implementation=implementation)
+            return out, None
+
+        return jnp.sum(jax.lax.scan(layer, q, None, length=3)[0] * dout)
+
+    def mapped(q, k, v, implementation):
+        def halves(x):
+            return x.reshape(2, 3, *x.shape[1:])
+
+        def one(*args):
+            return loss(*args, implementation)
+
+        return jnp.sum(jax.vmap(one)(*map(halves, (q, k, v, dout, segment_ids))))
+
+    def plain(q, k, v, implementation):
+        return loss(q, k, v, dout, segment_ids, implementation)
+
+    for f in (plain, layers, mapped):
+        got, want = (
+            jax.jit(jax.grad(f, (0, 1, 2)), static_argnums=3)(q, k, v, implementation)
+            for implementation in ("cpu", "reference")
+        )
+        for g, w in zip(got, want):
+            np.testing.assert_allclose(g, w, rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("rows", [1, 3, 4, 7])
+def test_cpu_rows_do_not_depend_on_the_batch_they_are_in(rows):
+    q, k, v, _ = arrays(6, 8, 9, 4, 2, 8)
+    run = jax.jit(lambda *x: attention(*x, implementation="cpu"))
+    np.testing.assert_allclose(
+        run(q[:rows], k[:rows], v[:rows]), run(q, k, v)[:rows], rtol=1e-5, atol=1e-6
+    )
+
+
+ON_A_MESH = """
+import logging, sys
+import jax, jax.numpy as jnp
+from smoljax.errors import SmoljaxError
+from smoljax.kernels import attention
+
+logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(message)s")
+logging.getLogger("jax").setLevel(logging.WARNING)
+x = jnp.ones((2, 4, 2, 8))
+for size in (1, 2):
+    mesh = jax.make_mesh((size,), ("data",), devices=jax.devices()[:size])
+    print("devices", size, flush=True)
+    with jax.set_mesh(mesh):
+        jax.jit(lambda x: attention(x, x, x)).lower(x)
+        try:
+            attention(x, x, x, implementation="cpu")
+        except SmoljaxError as error:
+            print("refused:", error, flush=True)
+"""
+
+
+def test_cpu_is_passed_over_on_a_mesh_of_more_than_one_device():
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    ended = subprocess.run(
+        [sys.executable, "-c", ON_A_MESH], capture_output=True, text=True, env=environment
+    )
+    assert ended.returncode == 0, ended.stderr
+    one, two = ended.stdout.split("devices 2")
+    assert "passed over" not in one
+    assert "refused" not in one
+    reason = "its loop over the batch would gather it, and a mesh of 2 devices is active"
+    assert f"attention: cpu is passed over: {reason}" in two
+    assert f"refused: attention implementation 'cpu' cannot be used here: {reason}" in two
+
+
 def test_errors_name_what_was_asked():
     q, k, v, _ = arrays(4, 1, 8, 4, 2, 8)
-    with pytest.raises(SmoljaxError, match="'flash' is unknown: use one of cudnn, xla, reference"):
+    with pytest.raises(
+        SmoljaxError, match="'flash' is unknown: use one of cpu, cudnn, xla, reference"
+    ):
         attention(q, k, v, implementation="flash")
     with pytest.raises(SmoljaxError, match="'cudnn' cannot be used here: it needs a GPU"):
         attention(q, k, v, implementation="cudnn")
