@@ -4,6 +4,7 @@ import difflib
 import os
 import runpy
 import sys
+import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -40,6 +41,7 @@ def run(
         print(usage.rstrip() + "\n" + HELP.rstrip() + "\n" + own, end="")
         sys.exit(0)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    threading.excepthook = _say_in_one_line
     try:
         config, workdir, values = _parse(sys.argv, options)
         code = main(config, workdir, **values)
@@ -55,6 +57,12 @@ def fail(message: str) -> int:
     """Prints the one line that explains a failure; the exit code."""
     print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
     return 1
+
+
+def _say_in_one_line(failure: threading.ExceptHookArgs) -> None:
+    """What failed in a background thread; the main thread meets it too, where it waits for the result."""
+    first = (str(failure.exc_value).splitlines() or [""])[0]
+    print(f"in the background: {failure.exc_type.__name__}: {first}", file=sys.stderr, flush=True)
 
 
 def load_config(path: str) -> dict:

@@ -1,7 +1,9 @@
 """Orbax checkpoints: asynchronous, a few kept, refused when they are of another model."""
 
+import contextlib
 import json
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -42,12 +44,13 @@ class Checkpoints:
     def save(self, step: int, state: TrainState) -> None:
         """Copies the state to the host and goes on writing it in the background."""
         args = self._ocp.args
-        self._manager.save(
-            step,
-            args=args.Composite(
-                state=args.StandardSave(state), metadata=args.JsonSave(self._metadata)
-            ),
-        )
+        with self._explained():
+            self._manager.save(
+                step,
+                args=args.Composite(
+                    state=args.StandardSave(state), metadata=args.JsonSave(self._metadata)
+                ),
+            )
 
     def restore(self, shapes: TrainState, shardings: TrainState | None = None) -> TrainState:
         """The newest state, each leaf read straight to its sharding.
@@ -107,11 +110,23 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Blocks until everything that was saved is on disk; raises what went wrong in the background."""
-        self._manager.wait_until_finished()
+        with self._explained():
+            self._manager.wait_until_finished()
 
     def close(self) -> None:
         """Waits for what is being written, then lets go of the folder."""
         self._manager.close()
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # Orbax and TensorStore raise their own kinds.
+            reason = "the disk is full" if "No space left" in str(error) else _first_line(error)
+            raise SmoljaxError(
+                f"a checkpoint could not be written to {self._directory}: {reason}. Older checkpoints are whole "
+                f"(steps {sorted(self._manager.all_steps())}): mend that and run the same command again"
+            ) from error
 
     def _restore_state(self, step: int, target: TrainState) -> TrainState:
         args = self._ocp.args

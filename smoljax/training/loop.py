@@ -79,9 +79,9 @@ def train(run: Run) -> int:
             checkpoints.save(step, state)
         checkpoints.wait()
         log.close()
+        checkpoints.close()
     finally:
         stop.restore()
-        checkpoints.close()
     if step < training.num_steps:
         _say(f"stopped on request; step {step:,} is saved: the same command goes on from there")
         return STOPPED

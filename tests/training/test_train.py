@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -183,6 +184,22 @@ def test_a_damaged_checkpoint_is_named(unbroken, tmp_path):
     assert result.returncode == 1
     assert "checkpoints/60" in result.stderr
     assert result.stderr.strip().splitlines()[-1].startswith("error: ")
+
+
+def test_a_checkpoint_that_cannot_be_written_stops_the_run(corpus, tmp_path):
+    """A real limit on the size of a file, as on a disk that fills up."""
+    workdir = fresh(corpus, tmp_path, "full")
+    result = subprocess.run(
+        command(workdir),
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, 1 << 16)),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 1
+    last = result.stderr.strip().splitlines()[-1]
+    assert last.startswith("error: a checkpoint could not be written to")
+    assert train(workdir).returncode == 0
 
 
 def test_a_damaged_shard_is_named(corpus, tmp_path):
