@@ -89,14 +89,14 @@ def get_config() -> ConfigDict:
     )
     config.training = ConfigDict(
         dict(
-            num_steps=450,
+            num_steps=400,
             micro_batches=1,
             loss_chunk=1024,
             z_loss=0.0,
             log_every=10,
-            eval_every=150,
+            eval_every=100,
             eval_batches=3,
-            checkpoint_every=150,
+            checkpoint_every=100,
             keep_checkpoints=2,
         )
     )
