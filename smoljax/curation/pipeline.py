@@ -37,7 +37,7 @@ from smoljax.curation import (
     schema,
     split,
 )
-from smoljax.curation.sources import Shard
+from smoljax.curation.shards import Shard
 from smoljax.errors import SmoljaxError
 
 # Raised when the same input and configuration give other output than before: finished items are then redone.

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import xxhash
 
 from smoljax.curation import media, schema, storage, warc
-from smoljax.curation.sources import Piece, Shard
+from smoljax.curation.shards import Piece, Shard
 from smoljax.errors import SmoljaxError, require
 
 _BATCH_BYTES = 8 << 20

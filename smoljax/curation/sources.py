@@ -8,47 +8,9 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from smoljax.curation import media, storage
+from smoljax.curation import media, readers, storage
+from smoljax.curation.shards import Piece, Shard
 from smoljax.errors import SmoljaxError
-
-
-@dataclass(frozen=True)
-class Piece:
-    """A part of one input that one reader reads from front to back.
-
-    Attributes:
-      path: how to open it; for TFDS the dataset's name.
-      name: stable name, the beginning of the documents' `path`.
-      format: a key of `readers.READERS`.
-      media_type: of the documents inside, or None where the reader tells.
-      start, stop: what the format can seek to: bytes (jsonl, warc), row groups (parquet), rows (tfds). A
-        record belongs to the piece in which it begins. `stop` None is the end.
-      size: bytes, about.
-      version: changes when the content does.
-      text_field: the column or key that holds the text, in record formats.
-      directory, split: of a TFDS dataset.
-    """
-
-    path: str
-    name: str
-    format: str
-    media_type: str | None
-    start: int
-    stop: int | None
-    size: int
-    version: str
-    text_field: str
-    directory: str = ""
-    split: str = ""
-
-
-@dataclass(frozen=True)
-class Shard:
-    """The input of one work item: consecutive pieces of one source."""
-
-    source: str
-    preset: str
-    pieces: tuple[Piece, ...]
 
 
 @dataclass(frozen=True)
@@ -115,8 +77,6 @@ class TfdsText:
 
     def pieces(self, shard_bytes: int) -> Iterable[Piece]:
         """Ranges of rows that hold about `shard_bytes` each, by the dataset's own mean size."""
-        from smoljax.curation import readers
-
         rows, num_bytes, version = readers.describe_tfds(self.dataset, self.directory, self.split)
         step = max(1, int(shard_bytes * rows / num_bytes)) if num_bytes else rows
         for start in range(0, rows, step):
@@ -167,8 +127,6 @@ def shards(sources: Iterable[Source], shard_bytes: int) -> list[Shard]:
 def _cuts(file: storage.File, format: str, shard_bytes: int) -> list[tuple[int, int | None, int]]:
     """(start, stop, bytes) of the pieces of one file."""
     if format == "parquet":
-        from smoljax.curation import readers
-
         return readers.parquet_cuts(file.path, shard_bytes) or [(0, None, file.size)]
     if format in ("jsonl", "warc_gz") and file.size > shard_bytes:
         edges = [*range(0, file.size, shard_bytes), file.size]
