@@ -113,6 +113,8 @@ class _Log:
         self._training, self._run = run.training, run
         self._lead = jax.process_index() == 0
         self._schedule = optim.learning_rate_schedule(run.optimizer_config, run.training.num_steps)
+        # Measured before the writer starts: its thread imports TensorFlow, and would share the cores.
+        self._peak = peak_flops(jax.devices()[0]) * len(jax.devices())
         self._writer = (
             MetricsWriter(run.train_directory, resume_step=start_step) if self._lead else None
         )
@@ -120,7 +122,6 @@ class _Log:
         self._progress.start_at(start_step)
         self._tokens_per_step = run.data.batch_size * run.data.seq_len
         self._flops_per_token = run.model.flops_per_token(run.data.seq_len, attention="causal")
-        self._peak = peak_flops(jax.devices()[0]) * len(jax.devices())
         self._pending: tuple[int, dict] | None = None
         self._mark = (start_step, time.perf_counter())
 
