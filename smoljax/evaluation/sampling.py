@@ -74,8 +74,9 @@ class Sampler:
             **self._options(ids),
         ):
             new += chunk
-            # A character whose bytes are not all there decodes to U+FFFD; it waits for the next piece.
-            text = self._decode(new).rstrip("\ufffd")
+            # A character whose bytes are not all there decodes to one U+FFFD per byte, three at most; they wait.
+            text = self._decode(new)
+            text = text[: max(len(text.rstrip("\ufffd")), len(text) - 3)]
             if text.startswith(written) and text != written:
                 yield text[len(written) :]
                 written = text
