@@ -17,7 +17,7 @@ from smoljax import files
 from smoljax.training.metrics import read_metrics
 
 CONFIG = "configs/ablations/muon_vs_adamw.py"
-RATES = {"adamw": (3e-3, 6e-3, 1.2e-2), "muon": (3e-3, 6e-3, 1.2e-2)}
+RATES = {"adamw": (3e-3, 6e-3, 1.2e-2), "muon": (6e-3, 1.2e-2, 2.4e-2)}
 # Student's t, 97.5%, by degrees of freedom.
 T_975 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776}
 

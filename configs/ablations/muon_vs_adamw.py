@@ -2,6 +2,17 @@
 
 Command:   python benchmarks/muon_vs_adamw.py --workdir=runs/quickstart
            (one run: python -m smoljax.train --config=configs/ablations/muon_vs_adamw.py:muon --workdir=DIR)
+Hardware:  2 CPU cores, about a minute a run, 11 runs.
+
+Result, 2026-11-24 (1.9M parameters, 200 steps of 2,048 tokens, decay over the second half, all of the held-out text,
+benchmarks/results/muon_vs_adamw.json):
+    held-out loss, seed 0, by learning rate    AdamW  3e-3 6.296   6e-3 6.241   1.2e-2 6.423
+                                               Muon   6e-3 5.365   1.2e-2 5.353  2.4e-2 5.406
+    at each best rate, 3 seeds, mean and 95% interval
+        AdamW  6.224 +- 0.174 nats per token, 2.344 bits per byte
+        Muon   5.364 +- 0.040 nats per token, 2.020 bits per byte
+    AdamW minus Muon, paired by seed: 0.860 +- 0.150 nats per token.
+A run of 200 steps is the beginning of training, where Muon is furthest ahead; it says nothing of long runs.
 """
 
 from ml_collections import ConfigDict
