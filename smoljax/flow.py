@@ -146,7 +146,7 @@ class Flow:
             }
             for step in STEPS
         ]
-        key = _hash([self._fingerprints, steps])
+        key = _hash([self._fingerprints, [step["command"] for step in steps]])
         entry = self._ledger.get("report", {})
         path = self._workdir / "report.html"
         if entry.get("key") == key and path.exists():

@@ -326,23 +326,29 @@ def family(process: subprocess.Popen) -> list[psutil.Process]:
         return []
 
 
+def finished_items(run: Path) -> int:
+    return len(list((run / "curation").glob("*/*/manifest.json")))
+
+
 def test_killed_at_random_moments_and_restarted_gives_the_same_bytes(corpus, tmp_path):
+    """Killed five times, each time when a few more work items are finished than the time before."""
     whole = tmp_path / "whole"
-    begin = time.monotonic()
     assert start(corpus, whole).wait() == 0
-    duration = time.monotonic() - begin
+    total = finished_items(whole)
     run = tmp_path / "run"
-    moments = random.Random(0)
     killed = 0
-    for _ in range(5):
+    for moment in sorted(random.Random(0).sample(range(total * 3 // 4), 5)):
         process = start(corpus, run)
-        time.sleep(moments.uniform(0.4, 0.95) * duration)
+        deadline = time.monotonic() + 60
+        while finished_items(run) < moment and process.poll() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.002)
         children = family(process)
         process.send_signal(signal.SIGKILL)
         killed += process.wait() == -signal.SIGKILL
         _, alive = psutil.wait_procs(children, timeout=10)
         assert not alive  # Workers do not outlive the run that started them.
-    assert killed >= 1
+    assert killed >= 3
     assert start(corpus, run).wait() == 0
     assert tree(run) == tree(whole)
 
