@@ -103,6 +103,7 @@ def get_config() -> ConfigDict:
             eval_batches=3,
             checkpoint_every=100,
             keep_checkpoints=2,
+            checkpoint_directory="",
         )
     )
     config.generation = ConfigDict(

@@ -5,7 +5,7 @@ RoPE in three layers of four, documents masked from each other: SmolLM3's decode
 Optimizer and schedule of SmolLM2-360M as published (huggingface/smollm, text/pretraining/smollm2): AdamW 3e-3, decay
 0.01, warm-up 2,000, linear decay to 0 from step 2,080,000 for 520,000, 1,572,864 tokens a step. Data: SmolLM3's stage 1.
 
-Command:   python -m smoljax.train --config=configs/smollm3_350m.py --workdir=gs://BUCKET/smollm3_350m   (on every host)
+Command:   python -m smoljax.train --config=configs/smollm3_350m.py --workdir=DIR   (on every host)
 Shards:    one folder per source of data/smollm3_mixtures.py below WORKDIR/shards, written by `smoljax.curate`,
            with the tokenizer in WORKDIR/tokenizer (49,152 tokens, such as SmolLM2's); config.data.directory names another place.
 Hardware:  planned for one TPU host or one 8-GPU node and up.
@@ -84,6 +84,7 @@ def get_config() -> ConfigDict:
             eval_batches=8,
             checkpoint_every=2_000,
             keep_checkpoints=3,
+            checkpoint_directory="",
         )
     )
     config.generation = ConfigDict(

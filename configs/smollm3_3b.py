@@ -5,7 +5,7 @@ tokens, tied; RoPE (theta 50,000) in three layers of four.
 As published (huggingface/smollm, text/pretraining/smollm3): AdamW 2e-4, 2,000 steps of warm-up, linear decay to 0 from
 step 4,198,000 for 522,000 steps, 2,359,296 tokens a step (576 sequences of 4,096), no decay on embeddings, seed 6.
 
-Command:   python -m smoljax.train --config=configs/smollm3_3b.py --workdir=gs://BUCKET/smollm3_3b   (on every host)
+Command:   python -m smoljax.train --config=configs/smollm3_3b.py --workdir=DIR   (on every host)
 Shards:    one folder per source of data/smollm3_mixtures.py below WORKDIR/shards, written by `smoljax.curate`,
            with the tokenizer in WORKDIR/tokenizer (Llama 3.2's); config.data.directory names another place.
 Hardware:  planned for 256 or more TPU chips; the published run took 384 H100 for 24 days.
@@ -84,6 +84,7 @@ def get_config() -> ConfigDict:
             eval_batches=8,
             checkpoint_every=2_000,
             keep_checkpoints=3,
+            checkpoint_directory="",
         )
     )
     config.generation = ConfigDict(

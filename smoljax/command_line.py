@@ -18,7 +18,7 @@ HELP = """
 Flags:
   --config=FILE           recipe to run, such as configs/quickstart.py (FILE:VARIANT passes VARIANT to its get_config)
   --config.SECTION.FIELD=VALUE   sets one field of the recipe; may be repeated
-  --workdir=DIR           folder of the run
+  --workdir=DIR           folder of the run, local or mounted
 """
 
 
@@ -115,6 +115,11 @@ def _parse(arguments: list[str], options: Mapping[str, str]) -> tuple[dict, Path
     for name in ("config", "workdir"):
         if flags.FLAGS[name].value is None:
             raise SmoljaxError(f"--{name} is missing (see --help)")
+    if "://" in workdir.value:
+        raise SmoljaxError(
+            f"--workdir={workdir.value} is a URL; give a local folder or a mounted bucket. Checkpoints alone can go to an "
+            "object store: --config.training.checkpoint_directory=gs://BUCKET/run"
+        )
     return (
         plain(config.value),
         Path(workdir.value),

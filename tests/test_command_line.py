@@ -30,6 +30,10 @@ def test_help_explains(verb):
     [
         ((), "--config is missing (see --help)"),
         (("--config=configs/quickstart.py",), "--workdir is missing"),
+        (
+            ("--config=configs/quickstart.py", "--workdir=gs://bucket/run"),
+            "--config.training.checkpoint_directory=gs://BUCKET/run",
+        ),
         (("--config=configs/nope.py", "--workdir=x"), "configs/nope.py: there is no such file"),
         (
             ("--config=configs/quickstart.py", "--workdir=x", "--config.model.num_layer=3"),

@@ -58,6 +58,7 @@ def get_config() -> ConfigDict:
             eval_batches=2,
             checkpoint_every=20,
             keep_checkpoints=2,
+            checkpoint_directory="",
         )
     )
     config.generation = ConfigDict(

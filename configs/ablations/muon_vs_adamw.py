@@ -77,6 +77,7 @@ def get_config(optimizer: str = "muon") -> ConfigDict:
             eval_batches=1000,  # All of the held-out split.
             checkpoint_every=200,
             keep_checkpoints=1,
+            checkpoint_directory="",
         )
     )
     return config

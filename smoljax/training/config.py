@@ -19,6 +19,7 @@ class TrainingConfig:
       eval_batches: batches per source in an evaluation during training; the verb `evaluate` reads all.
       checkpoint_every: steps between two checkpoints; the last step always has one.
       keep_checkpoints: how many of the newest are kept.
+      checkpoint_directory: a folder or gs:// URL that every host reaches; "" is WORKDIR/train/checkpoints.
     """
 
     num_steps: int
@@ -30,9 +31,12 @@ class TrainingConfig:
     eval_batches: int = 8
     checkpoint_every: int = 500
     keep_checkpoints: int = 2
+    checkpoint_directory: str = ""
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
+            if field.type is str:
+                continue
             value = getattr(self, field.name)
             least = 0 if field.name == "z_loss" else 1
             if value < least:

@@ -138,7 +138,7 @@ class Run:
     def checkpoints(self) -> Checkpoints:
         """This run's checkpoints."""
         return Checkpoints(
-            self.train_directory / "checkpoints",
+            self.training.checkpoint_directory or self.train_directory / "checkpoints",
             keep=self.training.keep_checkpoints,
             metadata={"model": dataclasses.asdict(self.model), "config": self.config},
         )

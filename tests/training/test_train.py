@@ -122,7 +122,11 @@ def test_a_killed_run_goes_on_bitwise(unbroken, corpus, tmp_path, kill_at):
 
 def test_another_seed_gives_other_losses(unbroken, corpus, tmp_path):
     workdir = fresh(corpus, tmp_path, "seed")
-    assert train(workdir, "--config.seed=1", "--config.training.num_steps=10").returncode == 0
+    elsewhere = tmp_path / "elsewhere"
+    overrides = ("--config.seed=1", "--config.training.num_steps=10")
+    result = train(workdir, *overrides, f"--config.training.checkpoint_directory={elsewhere}")
+    assert result.returncode == 0
+    assert (elsewhere / "10").is_dir()  # Checkpoints go where the config says.
     assert losses(workdir)[0]["loss"] != losses(unbroken[0])[0]["loss"]
 
 
