@@ -154,8 +154,8 @@ class _Log:
     def close(self) -> None:
         if self._pending is not None:
             self._write(*self._pending)
-        self._progress.close()
-        if self._writer:
+        if self._lead:
+            self._progress.close()
             self._writer.close()
 
     def _write(self, step: int, metrics: dict) -> None:

@@ -5,6 +5,7 @@ import os
 import resource
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -118,6 +119,36 @@ def test_a_killed_run_goes_on_bitwise(unbroken, corpus, tmp_path, kill_at):
         assert "resuming from step 20" in result.stderr
     assert losses(workdir) == losses(unbroken[0])
     jax.tree.map(np.testing.assert_array_equal, final_params(workdir), final_params(unbroken[0]))
+
+
+def test_two_hosts_give_the_losses_of_one(unbroken, corpus, tmp_path):
+    """Two processes that find each other on loopback, each with one device and half of every batch."""
+    workdir = fresh(corpus, tmp_path, "hosts")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    hosts = [
+        subprocess.Popen(
+            command(workdir),
+            env=os.environ
+            | {
+                "JAX_COORDINATOR_ADDRESS": address,
+                "JAX_NUM_PROCESSES": "2",
+                "JAX_PROCESS_ID": str(host),
+            },
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for host in range(2)
+    ]
+    outputs = [host.communicate(timeout=300)[0] for host in hosts]
+    assert [host.returncode for host in hosts] == [0, 0], outputs
+    assert "mesh {'data': 2" in outputs[0]
+    together, alone = (
+        [row["loss"] for row in losses(place) if "loss" in row] for place in (workdir, unbroken[0])
+    )
+    np.testing.assert_allclose(together, alone, rtol=1e-4)
 
 
 def test_another_seed_gives_other_losses(unbroken, corpus, tmp_path):
