@@ -42,3 +42,12 @@ def corpus(tmp_path_factory):
     )
     assert result.returncode == 0, result.stderr[-3000:]
     return workdir
+
+
+def with_small_files(arguments: list[str]) -> list[str]:
+    """The command line that runs `python *arguments` where no file may grow beyond 64 KiB, as on a disk that fills up."""
+    program = (
+        "import os, resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, 1 << 16)); "
+        "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
+    )
+    return [sys.executable, "-c", program, *arguments]

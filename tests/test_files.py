@@ -2,14 +2,13 @@
 
 import errno
 import os
-import resource
 import subprocess
-import sys
 
 import pytest
 
 from smoljax import files
 from smoljax.errors import SmoljaxError
+from tests.conftest import with_small_files
 
 
 def test_a_failure_leaves_the_old_file(tmp_path):
@@ -50,12 +49,7 @@ def test_a_process_that_cannot_write_leaves_nothing(tmp_path):
     path = tmp_path / "shard"
     path.write_bytes(b"old")
     program = f"from smoljax.files import atomic_write_bytes; atomic_write_bytes({str(path)!r}, bytes(1 << 20))"
-    limited = subprocess.run(
-        [sys.executable, "-c", program],
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, 1 << 16)),
-        capture_output=True,
-        check=False,
-    )
+    limited = subprocess.run(with_small_files(["-c", program]), capture_output=True, check=False)
     assert limited.returncode != 0
     assert path.read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["shard"]

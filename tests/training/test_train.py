@@ -2,7 +2,6 @@
 
 import json
 import os
-import resource
 import shutil
 import signal
 import socket
@@ -17,6 +16,7 @@ import pytest
 from smoljax.command_line import load_config
 from smoljax.training import Run
 from smoljax.training.metrics import read_metrics
+from tests.conftest import with_small_files
 
 TIMES = ("tokens_per_second", "mfu")
 
@@ -225,11 +225,7 @@ def test_a_checkpoint_that_cannot_be_written_stops_the_run(corpus, tmp_path):
     """A real limit on the size of a file, as on a disk that fills up."""
     workdir = fresh(corpus, tmp_path, "full")
     result = subprocess.run(
-        command(workdir),
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, 1 << 16)),
-        capture_output=True,
-        text=True,
-        check=False,
+        with_small_files(command(workdir)[1:]), capture_output=True, text=True, check=False
     )
     assert result.returncode == 1
     last = result.stderr.strip().splitlines()[-1]
