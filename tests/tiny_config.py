@@ -18,7 +18,10 @@ def get_config() -> ConfigDict:
                 patterns=dict(code=f"{library}/email/*.py", more=f"{library}/json/*.py"),
                 preset="code",
             ),
-            heldout_fraction=0.2,
+            heldout_fraction=0.3,
+            heldout_fractions=dict(
+                more=0.0
+            ),  # A source without held-out text, whatever the Python.
         )
     )
     config.tokenizer = ConfigDict(dict(directory="", vocab_size=512))

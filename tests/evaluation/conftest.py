@@ -18,7 +18,7 @@ def _raw(folder: Path) -> dict[str, str]:
     for name, text in sorted(pydoc_data.topics.topics.items()):
         (reference / f"{name}.txt").write_text(text, encoding="utf-8")
     (reference / HOSTILE_NAME).write_text(HOSTILE_TEXT, encoding="utf-8")
-    return {"reference": str(reference), "library": f"{Path(os.__file__).parent}/logging/*.py"}
+    return {"reference": str(reference), "library": f"{Path(os.__file__).parent}/email/*.py"}
 
 
 def _config(patterns: dict[str, str]) -> dict:
