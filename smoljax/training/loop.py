@@ -71,11 +71,13 @@ def train(run: Run) -> int:
             if step % training.eval_every == 0 or last:
                 log.held_out(step, evaluate(state.params))
             if step % training.checkpoint_every == 0 or last:
+                log.flush()  # Raises on a loss that is not finite: such a state is never saved.
                 checkpoints.save(step, state)
                 saved = step
             if stop.requested(step) and not last:
                 break
         if saved != step:
+            log.flush()
             checkpoints.save(step, state)
         checkpoints.wait()
         log.close()
@@ -127,10 +129,14 @@ class _Log:
 
     def step(self, step: int, metrics: dict, *, last: bool) -> None:
         """Takes the (still running) metrics of a step, and writes those of the step before."""
-        if self._pending is not None:
-            self._write(*self._pending)
+        self.flush()
         self._pending = (step, metrics)
         if last:
+            self.flush()
+
+    def flush(self) -> None:
+        """Writes the step that is still held back; raises when its loss or parameters are not finite."""
+        if self._pending is not None:
             self._write(*self._pending)
             self._pending = None
 
@@ -152,18 +158,17 @@ class _Log:
         self._mark = (step, time.perf_counter())  # Evaluation is not training time.
 
     def close(self) -> None:
-        if self._pending is not None:
-            self._write(*self._pending)
+        self.flush()
         if self._lead:
             self._progress.close()
             self._writer.close()
 
     def _write(self, step: int, metrics: dict) -> None:
         at_row = step % self._training.log_every == 0 or step in (1, self._training.num_steps)
-        loss = float(metrics["loss"])
-        if not math.isfinite(loss):
+        loss, norm = float(metrics["loss"]), float(metrics["param_norm"])
+        if not (math.isfinite(loss) and math.isfinite(norm)):
             raise SmoljaxError(
-                f"the loss of step {step} is {loss}; nothing was saved after the last checkpoint. See which documents "
+                f"the loss of step {step} is {loss}, the norm of the parameters after it {norm}; nothing was saved after the last checkpoint. See which documents "
                 f"the batch holds with open_mixture(...).documents({step - 1}), lower config.optimizer.learning_rate "
                 "or clip harder (config.optimizer.clip_norm), and run again"
             )

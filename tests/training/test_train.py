@@ -251,8 +251,10 @@ def test_a_loss_that_is_not_finite_stops_the_run(corpus, tmp_path):
         "--config.optimizer.name=adamw",
         "--config.optimizer.learning_rate=1e30",
         "--config.optimizer.warmup_steps=0",
+        "--config.training.checkpoint_every=1",
     )
     assert result.returncode == 1
+    assert not any((workdir / "train" / "checkpoints").iterdir())  # Such a state is not saved.
     last = result.stderr.strip().splitlines()[-1]
     assert "the loss of step" in last
     assert "lower config.optimizer.learning_rate" in last

@@ -16,6 +16,7 @@ from smoljax.kernels.attention.api import BACKENDS
 
 
 def main() -> None:
+    """Prints the fastest and median time of each backend for one shape."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shape", default="16,256,8,4,32", help="B,S,N,K,H")
     parser.add_argument("--dtype", default="float32")
