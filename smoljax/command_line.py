@@ -1,12 +1,14 @@
 """What every verb shares: --config and --workdir, one clear line when something is wrong, the exit code."""
 
 import difflib
+import multiprocessing
 import os
 import runpy
 import sys
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import NoReturn
 
 from smoljax.configuration import plain
 from smoljax.errors import SmoljaxError, require
@@ -47,9 +49,9 @@ def run(
         config, workdir, values = _parse(sys.argv, options)
         code = main(config, workdir, **values)
     except SmoljaxError as error:
-        sys.exit(fail(str(error)))
+        _fail(str(error))
     except KeyboardInterrupt:
-        sys.exit(fail("interrupted; the same command goes on from what is done"))
+        _fail("interrupted; the same command goes on from what is done")
     sys.stdout.flush()
     sys.exit(code or 0)
 
@@ -65,10 +67,17 @@ def _use_huge_pages() -> None:
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
-def fail(message: str) -> int:
-    """Prints the one line that explains a failure; the exit code."""
+def _fail(message: str) -> NoReturn:
+    """Prints the one line that explains a failure, and ends the process at once.
+
+    Without the interpreter's own ending: native threads may still be at work (the other writes of a checkpoint that met a full
+    disk), and under them it crashes or hangs now and then, or prints their complaints after the line that explains.
+    """
+    for child in multiprocessing.active_children():
+        child.terminate()
+    sys.stdout.flush()
     print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
-    return 1
+    os._exit(1)
 
 
 def _say_in_one_line(failure: threading.ExceptHookArgs) -> None:
