@@ -32,7 +32,7 @@ EXTRAS = {
     ],
     "report": ["matplotlib>=3.9"],
     "eval": ["lm-eval>=0.4.9"],
-    "export": ["safetensors>=0.5", "gguf>=0.17", "qwix>=0.1.4"],
+    "export": ["safetensors>=0.5", "gguf>=0.17", "qwix>=0.1.4", "jinja2>=3.1"],
     "sweep": ["optuna>=4.5"],
     "flow": ["metaflow>=2.15"],
     "beam": ["apache-beam>=2.66"],
@@ -52,6 +52,7 @@ EXTRAS = {
     ],
     # Peers that a claim is measured against; torch is pinned because the plain name pulls several GB of CUDA.
     "test-hf": ["torch==2.13.0", "transformers>=4.57"],
+    "test-export": ["llama-cpp-python>=0.3.16"],
 }
 
 setup(
@@ -63,6 +64,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11,<3.14",
     packages=find_packages(include=["smoljax", "smoljax.*"]),
+    package_data={"smoljax.interop": ["*.jinja"]},
     install_requires=["jax>=0.10", "optax>=0.2.6", "numpy>=2.0"],
     extras_require=EXTRAS,
 )
