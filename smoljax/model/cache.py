@@ -9,10 +9,10 @@ H head width, D model width, V vocabulary
 import jax
 import jax.numpy as jnp
 
-from smoljax.kernels import attention
 from smoljax.model.config import ModelConfig
-from smoljax.model.decoder import Decoder, Layer, rms_norm, rope_tables
+from smoljax.model.decoder import Decoder, Layer, LayerKind, attend_to_sequence, rms_norm
 from smoljax.model.functions import unembedding
+from smoljax.model.rope import rope_tables
 
 Cache = tuple[tuple[jax.Array, jax.Array], ...]  # Of each layer: keys and values, [B, K, T, H].
 
@@ -51,13 +51,9 @@ def prefill(
     positions_BP = jnp.maximum(slot_1P - first_B[:, None], 0)
     segment_ids_BP = (slot_1P >= first_B[:, None]).astype(jnp.int32)
 
-    def attend(q_BPNH, k_BPKH, v_BPKH):
-        output_BPNH = attention(
-            q_BPNH,
-            k_BPKH,
-            v_BPKH,
-            segment_ids=segment_ids_BP,
-            implementation=config.attention,
+    def attend(q_BPNH, k_BPKH, v_BPKH, windowed):
+        output_BPNH = attend_to_sequence(
+            config, q_BPNH, k_BPKH, v_BPKH, windowed, segment_ids_BS=segment_ids_BP
         )
         return output_BPNH, (_to_slots(k_BPKH, slots), _to_slots(v_BPKH, slots))
 
@@ -93,23 +89,37 @@ def decode(
         (slot - first_B)[:, None],
         head_dim=config.head_dim,
         theta=config.rope_theta,
+        scaling=config.rope_scaling,
         dtype=jnp.dtype(config.compute_dtype),
     )
     slot_1T = jnp.arange(cache[0][0].shape[2])[None]
     visible_BT = (slot_1T >= first_B[:, None]) & (slot_1T <= slot)
+    if config.sliding_window is not None:
+        near_BT = visible_BT & (slot_1T > slot - config.sliding_window)
     x_B1D = prepared["embedding"][token_B][:, None]
     filled = []
     for i, (params, (keys_BKTH, values_BKTH)) in enumerate(zip(prepared["layers"], cache)):
+        reach_BT = visible_BT if config.window(i) is None else near_BT
 
-        def attend(q_B1NH, k_B1KH, v_B1KH, keys_BKTH=keys_BKTH, values_BKTH=values_BKTH):
+        def attend(
+            q_B1NH,
+            k_B1KH,
+            v_B1KH,
+            windowed,
+            keys_BKTH=keys_BKTH,
+            values_BKTH=values_BKTH,
+            reach_BT=reach_BT,
+        ):
+            del windowed  # The layer is known here.
             at = (0, 0, slot, 0)
             keys_BKTH = jax.lax.dynamic_update_slice(keys_BKTH, jnp.swapaxes(k_B1KH, 1, 2), at)
             values_BKTH = jax.lax.dynamic_update_slice(values_BKTH, jnp.swapaxes(v_B1KH, 1, 2), at)
-            output_B1NH = _attend_to_cache(q_B1NH, keys_BKTH, values_BKTH, visible_BT)
+            output_B1NH = _attend_to_cache(q_B1NH, keys_BKTH, values_BKTH, reach_BT)
             return output_B1NH, (keys_BKTH, values_BKTH)
 
         layer = Layer(config, attend)
-        x_B1D, kept = layer.apply({"params": params}, x_B1D, config.uses_rope(i), cos, sin)
+        kind = LayerKind(config.uses_rope(i), None)
+        x_B1D, kept = layer.apply({"params": params}, x_B1D, kind, cos, sin)
         filled.append(kept)
     x_B1D = rms_norm(x_B1D, prepared["final_norm"], eps=config.norm_eps)
     logits_BV = jnp.matmul(x_B1D[:, 0], prepared["head"], preferred_element_type=jnp.float32)

@@ -5,14 +5,19 @@ import math
 
 from smoljax.errors import SmoljaxError
 from smoljax.kernels.attention.api import BACKENDS
+from smoljax.model import rope
 
 COMPUTE_DTYPES = ("float32", "bfloat16")
+# Fields that say how a model is run, or was begun, and not which function its parameters stand for.
+EXECUTION = ("max_seq_len", "init_std", "compute_dtype", "scan_layers", "remat", "attention")
 REMAT_POLICIES = ("none", "full", "dots", "save_attention", "save_projections")
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """A SmolLM3-style decoder (huggingface/smollm, stage1_8T.yaml). Parameters are always float32.
+    """A SmolLM3-style decoder (huggingface/smollm, stage1_8T.yaml), with what Llama 3 and Qwen3 need beside it.
+
+    Parameters are always float32.
 
     Attributes:
       vocab_size: entries of the embedding table.
@@ -23,7 +28,13 @@ class ModelConfig:
       num_kv_heads: key and value heads (grouped-query attention); divides num_heads.
       head_dim: width of a head, even; None means hidden_size // num_heads.
       rope_theta: base of the rotary embedding.
+      rope_scaling: of the rotary embedding, for contexts longer than the trained one; None, or a mapping such as
+        {"kind": "yarn", "factor": 2.0, "original_max_seq_len": 65536} (smoljax.model.rope names the fields).
       no_rope_layer_interval: layers i with (i + 1) % interval == 0 go without RoPE; 0 means none does.
+      nope_layers: numbers (from 0) of the layers without RoPE, instead of an interval; None follows the interval.
+      sliding_window: in `windowed_layers`, a token sees only keys less than this many positions back.
+      windowed_layers: numbers (from 0) of the layers with a sliding window.
+      qk_norm: RMSNorm of each head's queries and keys before RoPE, with a gain per layer (Qwen3).
       max_seq_len: longest sequence that the model is meant for, in tokens.
       tie_embeddings: the output head is the transposed embedding.
       norm_eps: epsilon of RMSNorm.
@@ -45,7 +56,12 @@ class ModelConfig:
     num_kv_heads: int
     head_dim: int | None = None
     rope_theta: float = 50_000.0
+    rope_scaling: rope.Yarn | rope.Llama3 | None = None
     no_rope_layer_interval: int = 4
+    nope_layers: tuple[int, ...] | None = None
+    sliding_window: int | None = None
+    windowed_layers: tuple[int, ...] = ()
+    qk_norm: bool = False
     max_seq_len: int = 4096
     tie_embeddings: bool = True
     norm_eps: float = 1e-6
@@ -90,6 +106,17 @@ class ModelConfig:
                 f"model.no_rope_layer_interval is {interval!r}: set it to 0 (RoPE in every layer) or to a whole "
                 "number n (every n-th layer without RoPE)"
             )
+        object.__setattr__(self, "rope_scaling", rope.scaling(self.rope_scaling))
+        for field in ("nope_layers", "windowed_layers"):
+            if (layers := getattr(self, field)) is not None:
+                object.__setattr__(self, field, _layer_numbers(field, layers, self.num_layers))
+        if self.sliding_window is not None:
+            _require_positive_int("sliding_window", self.sliding_window)
+        if (self.sliding_window is None) != (not self.windowed_layers):
+            raise SmoljaxError(
+                f"model.sliding_window is {self.sliding_window} and model.windowed_layers {self.windowed_layers}: "
+                "give both, or neither (None and ())"
+            )
         for field in ("rope_theta", "norm_eps", "init_std"):
             value = getattr(self, field)
             if not (isinstance(value, int | float) and math.isfinite(value) and value > 0):
@@ -105,7 +132,7 @@ class ModelConfig:
         D, H = self.hidden_size, self.head_dim
         attention = 2 * D * self.num_heads * H + 2 * D * self.num_kv_heads * H
         mlp = 3 * D * self.intermediate_size
-        norms = 2 * D
+        norms = 2 * D + (2 * H if self.qk_norm else 0)
         return self.num_layers * (attention + mlp + norms) + D
 
     @property
@@ -131,6 +158,7 @@ class ModelConfig:
         pairs = {"none": 0, "causal": 6, "full": 12}
         _require_choice("flops_per_token(attention=...)", attention, tuple(pairs))
         gains = (2 * self.num_layers + 1) * self.hidden_size
+        gains += 2 * self.num_layers * self.head_dim if self.qk_norm else 0
         head = self.vocab_size * self.hidden_size
         matrices = self.num_params_without_embedding - gains + head
         width = self.num_heads * self.head_dim
@@ -138,8 +166,24 @@ class ModelConfig:
 
     def uses_rope(self, layer: int) -> bool:
         """Whether layer number `layer` (from 0) turns its queries and keys."""
+        if self.nope_layers is not None:
+            return layer not in self.nope_layers
         interval = self.no_rope_layer_interval
         return interval == 0 or (layer + 1) % interval != 0
+
+    def window(self, layer: int) -> int | None:
+        """The sliding window of layer number `layer` (from 0); None is no limit."""
+        return self.sliding_window if layer in self.windowed_layers else None
+
+
+def _layer_numbers(field: str, layers: object, num_layers: int) -> tuple[int, ...]:
+    if not isinstance(layers, list | tuple) or not all(
+        isinstance(i, int) and not isinstance(i, bool) and 0 <= i < num_layers for i in layers
+    ):
+        raise SmoljaxError(
+            f"model.{field} is {layers!r}: set it to layer numbers from 0 to {num_layers - 1}"
+        )
+    return tuple(sorted(set(layers)))
 
 
 def _require_positive_int(field: str, value: object) -> None:

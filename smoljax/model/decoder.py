@@ -1,19 +1,22 @@
 """The decoder: pre-norm layers of grouped-query attention and SwiGLU, scanned over stacked parameters.
 
-Matches transformers' SmolLM3 (models/smollm3/modeling_smollm3.py) in float32.
+Matches transformers' SmolLM3, Llama and Qwen3 in float32 (tests/interop/test_parity.py).
 
 B batch, S sequence, D model width, N query heads, K key-value heads, H head width, R half a head width,
 F feed-forward width, V vocabulary, L layers
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from smoljax.kernels import attention
 from smoljax.model.config import ModelConfig
+from smoljax.model.rope import rope_tables, rotate
 
 _POLICIES = {
     "full": jax.checkpoint_policies.nothing_saveable,
@@ -25,8 +28,8 @@ _POLICIES = {
 }
 
 
-# (q_BSNH, k_BSKH, v_BSKH) -> (output_BSNH, anything that the layer shall hand out, or None)
-Attend = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, object]]
+# (q_BSNH, k_BSKH, v_BSKH, windowed) -> (output_BSNH, anything that the layer shall hand out, or None)
+Attend = Callable[[jax.Array, jax.Array, jax.Array, jax.Array | None], tuple[jax.Array, object]]
 
 
 class Decoder(nn.Module):
@@ -59,7 +62,11 @@ class Decoder(nn.Module):
             )
         x_BSD = _constrain(embedding_VD[tokens_BS].astype(dtype), "embed")
         cos, sin = rope_tables(
-            positions_BS, head_dim=config.head_dim, theta=config.rope_theta, dtype=dtype
+            positions_BS,
+            head_dim=config.head_dim,
+            theta=config.rope_theta,
+            scaling=config.rope_scaling,
+            dtype=dtype,
         )
         layers = nn.scan(
             _rematerialised(Layer, config),
@@ -70,10 +77,27 @@ class Decoder(nn.Module):
             unroll=1 if config.scan_layers else config.num_layers,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )
-        uses_rope_L = jnp.array([config.uses_rope(layer) for layer in range(config.num_layers)])
-        x_BSD, handed_out = layers(config, self.attend, name="layers")(x_BSD, uses_rope_L, cos, sin)
+        kind = LayerKind(
+            jnp.array([config.uses_rope(layer) for layer in range(config.num_layers)]),
+            jnp.array([layer in config.windowed_layers for layer in range(config.num_layers)])
+            if config.windowed_layers
+            else None,
+        )
+        x_BSD, handed_out = layers(config, self.attend, name="layers")(x_BSD, kind, cos, sin)
         gain_D = _gain(self, "final_norm", config.hidden_size)
         return rms_norm(x_BSD, gain_D, eps=config.norm_eps), handed_out
+
+
+class LayerKind(NamedTuple):
+    """In what one layer differs from others.
+
+    Attributes:
+      uses_rope: bool scalar, whether its queries and keys are turned.
+      windowed: bool scalar, whether the sliding window holds; None when no layer has one.
+    """
+
+    uses_rope: jax.Array
+    windowed: jax.Array | None
 
 
 class Layer(nn.Module):
@@ -84,12 +108,12 @@ class Layer(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x_BSD: jax.Array, uses_rope: jax.Array, cos: jax.Array, sin: jax.Array
+        self, x_BSD: jax.Array, kind: LayerKind, cos: jax.Array, sin: jax.Array
     ) -> tuple[jax.Array, object]:
         config = self.config
         gain_D = _gain(self, "attention_norm", config.hidden_size)
         update_BSD, handed_out = Attention(config, self.attend, name="attention")(
-            rms_norm(x_BSD, gain_D, eps=config.norm_eps), uses_rope, cos, sin
+            rms_norm(x_BSD, gain_D, eps=config.norm_eps), kind, cos, sin
         )
         x_BSD = _constrain(x_BSD + update_BSD, "embed")
         gain_D = _gain(self, "mlp_norm", config.hidden_size)
@@ -105,7 +129,7 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x_BSD: jax.Array, uses_rope: jax.Array, cos: jax.Array, sin: jax.Array
+        self, x_BSD: jax.Array, kind: LayerKind, cos: jax.Array, sin: jax.Array
     ) -> tuple[jax.Array, object]:
         config = self.config
         D, N, K, H = config.hidden_size, config.num_heads, config.num_kv_heads, config.head_dim
@@ -115,15 +139,19 @@ class Attention(nn.Module):
         output_NHD = _matrix(self, "output", (N, H, D), ("heads", "head_dim", "embed"))
 
         # Without RoPE the angle is 0, and turning by (1, 0) is the exact identity.
-        cos = jnp.where(uses_rope, cos, 1)
-        sin = jnp.where(uses_rope, sin, 0)
-        q_BSNH = rotate(jnp.einsum("bsd,dnh->bsnh", x_BSD, query_DNH), cos, sin)
-        k_BSKH = rotate(jnp.einsum("bsd,dkh->bskh", x_BSD, key_DKH), cos, sin)
+        cos = jnp.where(kind.uses_rope, cos, 1)
+        sin = jnp.where(kind.uses_rope, sin, 0)
+        q_BSNH = jnp.einsum("bsd,dnh->bsnh", x_BSD, query_DNH)
+        k_BSKH = jnp.einsum("bsd,dkh->bskh", x_BSD, key_DKH)
+        if config.qk_norm:
+            q_BSNH = rms_norm(q_BSNH, _gain(self, "query_norm", H, "head_dim"), eps=config.norm_eps)
+            k_BSKH = rms_norm(k_BSKH, _gain(self, "key_norm", H, "head_dim"), eps=config.norm_eps)
+        q_BSNH, k_BSKH = rotate(q_BSNH, cos, sin), rotate(k_BSKH, cos, sin)
         v_BSKH = jnp.einsum("bsd,dkh->bskh", x_BSD, value_DKH)
         q_BSNH = checkpoint_name(_constrain(q_BSNH, "heads", None), "query")
         k_BSKH = checkpoint_name(_constrain(k_BSKH, "kv_heads", None), "key")
         v_BSKH = checkpoint_name(_constrain(v_BSKH, "kv_heads", None), "value")
-        output_BSNH, handed_out = self.attend(q_BSNH, k_BSKH, v_BSKH)
+        output_BSNH, handed_out = self.attend(q_BSNH, k_BSKH, v_BSKH, kind.windowed)
         output_BSNH = checkpoint_name(_constrain(output_BSNH, "heads", None), "attention_output")
         return jnp.einsum("bsnh,nhd->bsd", output_BSNH, output_NHD), handed_out
 
@@ -165,31 +193,39 @@ def _project_backward(operands, g_BSF):
 project.defvjp(_project_forward, _project_backward)
 
 
-def rms_norm(x_BSD: jax.Array, gain_D: jax.Array, *, eps: float) -> jax.Array:
-    """x / rms(x) * gain: the mean square in f32, cast back to x's dtype, then the gain (as transformers does)."""
-    x32_BSD = x_BSD.astype(jnp.float32)
-    scale_BS1 = jax.lax.rsqrt(jnp.mean(jnp.square(x32_BSD), axis=-1, keepdims=True) + eps)
-    return (x32_BSD * scale_BS1).astype(x_BSD.dtype) * gain_D.astype(x_BSD.dtype)[None, None]
+def rms_norm(x: jax.Array, gain_D: jax.Array, *, eps: float) -> jax.Array:
+    """x / rms(x) * gain over the last axis: the mean square in f32, cast back to x's dtype, then the gain (as transformers does)."""
+    x32 = x.astype(jnp.float32)
+    scale = jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + eps)
+    gain = jnp.expand_dims(gain_D.astype(x.dtype), range(x.ndim - 1))
+    return (x32 * scale).astype(x.dtype) * gain
 
 
-def rope_tables(
-    positions_BS: jax.Array, *, head_dim: int, theta: float, dtype: jnp.dtype
-) -> tuple[jax.Array, jax.Array]:
-    """cos and sin [B, S, 1, head_dim / 2] of position * theta ** (-2 i / head_dim), computed in f32."""
-    frequency_R = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
-    angle_BS1R = positions_BS[:, :, None, None] * frequency_R[None, None, None]
-    return jnp.cos(angle_BS1R).astype(dtype), jnp.sin(angle_BS1R).astype(dtype)
+def attend_to_sequence(
+    config: ModelConfig,
+    q_BSNH: jax.Array,
+    k_BSKH: jax.Array,
+    v_BSKH: jax.Array,
+    windowed: jax.Array | None,
+    *,
+    segment_ids_BS: jax.Array | None,
+) -> jax.Array:
+    """Causal attention of a sequence to itself, [B, S, N, H]; where layers differ in their window, both kinds are compiled."""
 
+    def within(window):
+        return lambda q_BSNH, k_BSKH, v_BSKH: attention(
+            q_BSNH,
+            k_BSKH,
+            v_BSKH,
+            segment_ids=segment_ids_BS,
+            window=window,
+            implementation=config.attention,
+        )
 
-def rotate(x_BSNH: jax.Array, cos_BS1R: jax.Array, sin_BS1R: jax.Array) -> jax.Array:
-    """Turns the pairs (i, i + H / 2) of each head (half-split RoPE, Su et al. 2021 as Llama lays it out)."""
-    first_BSNR, second_BSNR = jnp.split(x_BSNH, 2, axis=-1)
-    return jnp.concatenate(
-        [
-            first_BSNR * cos_BS1R - second_BSNR * sin_BS1R,
-            second_BSNR * cos_BS1R + first_BSNR * sin_BS1R,
-        ],
-        axis=-1,
+    if windowed is None:
+        return within(None)(q_BSNH, k_BSKH, v_BSKH)
+    return jax.lax.cond(
+        windowed, within(config.sliding_window), within(None), q_BSNH, k_BSKH, v_BSKH
     )
 
 
@@ -206,8 +242,8 @@ def _matrix(module: nn.Module, name: str, shape: tuple, axes: tuple[str, ...]) -
     return matrix.astype(module.config.compute_dtype)
 
 
-def _gain(module: nn.Module, name: str, width: int) -> jax.Array:
-    ones = nn.with_logical_partitioning(nn.initializers.ones, ("embed",))
+def _gain(module: nn.Module, name: str, width: int, axis: str = "embed") -> jax.Array:
+    ones = nn.with_logical_partitioning(nn.initializers.ones, (axis,))
     return module.param(name, ones, (width,))
 
 

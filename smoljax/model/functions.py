@@ -8,9 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from smoljax.errors import SmoljaxError
-from smoljax.kernels import attention
 from smoljax.model.config import ModelConfig
-from smoljax.model.decoder import Decoder
+from smoljax.model.decoder import Decoder, attend_to_sequence
 
 
 def init(config: ModelConfig, key: jax.Array) -> dict:
@@ -74,9 +73,9 @@ def hidden(
     if positions_BS is None:
         positions_BS = jnp.arange(tokens_BS.shape[1])[None]
 
-    def attend(q_BSNH, k_BSKH, v_BSKH):
-        output_BSNH = attention(
-            q_BSNH, k_BSKH, v_BSKH, segment_ids=segment_ids_BS, implementation=config.attention
+    def attend(q_BSNH, k_BSKH, v_BSKH, windowed):
+        output_BSNH = attend_to_sequence(
+            config, q_BSNH, k_BSKH, v_BSKH, windowed, segment_ids_BS=segment_ids_BS
         )
         return output_BSNH, None
 
@@ -91,6 +90,6 @@ def unembedding(config: ModelConfig, params: dict) -> jax.Array:
 
 def _boxed(config: ModelConfig, key: jax.Array) -> dict:
     """Parameters with their logical axes. Linen makes them by a forward pass, so give it one token and no attention."""
-    decoder = Decoder(config, lambda q_BSNH, k_BSKH, v_BSKH: (q_BSNH, None))
+    decoder = Decoder(config, lambda q_BSNH, k_BSKH, v_BSKH, windowed: (q_BSNH, None))
     token_BS = jnp.zeros((1, 1), jnp.int32)
     return decoder.init(key, token_BS, token_BS)["params"]

@@ -1,6 +1,7 @@
 """Orbax checkpoints: asynchronous, a few kept, refused when they are of another model."""
 
 import contextlib
+import dataclasses
 import json
 import logging
 from collections.abc import Iterator
@@ -9,7 +10,10 @@ from pathlib import Path
 import jax
 from etils import epath
 
+from smoljax import configuration
 from smoljax.errors import SmoljaxError
+from smoljax.model import ModelConfig, rope
+from smoljax.model.config import EXECUTION
 from smoljax.training.state import TrainState
 
 
@@ -22,14 +26,24 @@ class Checkpoints:
     Args:
       directory: local path or gs:// URL.
       keep: how many of the newest to keep.
-      metadata: JSON-able facts saved beside each state; `metadata["model"]` must match on restore.
+      model: whose parameters they are; saved beside each state, and must match on restore (but for how it is run).
+      config: the whole config, saved beside each state.
     """
 
-    def __init__(self, directory: Path | str, *, keep: int, metadata: dict):
+    def __init__(self, directory: Path | str, *, keep: int, model: ModelConfig, config: dict):
         import orbax.checkpoint as ocp
 
         logging.getLogger("absl").setLevel(logging.WARNING)
-        self._ocp, self._metadata = ocp, json.loads(json.dumps(metadata))
+        self._ocp, self._model = ocp, model
+        self._metadata = json.loads(
+            json.dumps(
+                {
+                    "model": dataclasses.asdict(model)
+                    | {"rope_scaling": rope.as_mapping(model.rope_scaling)},
+                    "config": config,
+                }
+            )
+        )
         self._directory = epath.Path(directory)
         self._manager = ocp.CheckpointManager(
             epath.Path(self._directory.resolve()),
@@ -142,13 +156,17 @@ class Checkpoints:
         ]
 
     def _check_model(self, saved: dict, place: epath.Path) -> None:
-        wanted = self._metadata["model"]
-        different = [name for name in {**wanted, **saved} if saved.get(name) != wanted.get(name)]
+        # By way of ModelConfig, so that a field that is younger than the checkpoint has its default.
+        saved = dataclasses.asdict(configuration.build(ModelConfig, saved, "model"))
+        wanted = dataclasses.asdict(self._model)
+        different = [
+            name for name in wanted if name not in EXECUTION and saved[name] != wanted[name]
+        ]
         if different:
             name = different[0]
             raise SmoljaxError(
-                f"the checkpoint {place} is of another model: its {name} is {saved.get(name)!r}, "
-                f"config.model.{name} is {wanted.get(name)!r}"
+                f"the checkpoint {place} is of another model: its {name} is {saved[name]!r}, "
+                f"config.model.{name} is {wanted[name]!r}"
                 f"{f' (also different: {different[1:]})' if different[1:] else ''}. "
                 "Use the config it was written with, or a new --workdir"
             )

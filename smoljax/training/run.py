@@ -140,7 +140,8 @@ class Run:
         return Checkpoints(
             self.training.checkpoint_directory or self.train_directory / "checkpoints",
             keep=self.training.keep_checkpoints,
-            metadata={"model": dataclasses.asdict(self.model), "config": self.config},
+            model=self.model,
+            config=self.config,
         )
 
     def restore_params(self) -> tuple[int, dict]:
