@@ -1,6 +1,7 @@
 """Sizes, counts and refusals of ModelConfig."""
 
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
@@ -107,3 +108,54 @@ def test_flops_of_a_layer_are_what_the_compiler_counts():
 def test_refusals_name_field_value_and_legal_values(change, message):
     with pytest.raises(SmoljaxError, match=message):
         dataclasses.replace(SMALL, **{"head_dim": None, **change})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"nope_layers": (2,)}, "model.nope_layers is (2,): set it to layer numbers from 0 to 1"),
+        ({"windowed_layers": (0,)}, "give both, or neither"),
+        ({"sliding_window": 8}, "give both, or neither"),
+        ({"sliding_window": 0, "windowed_layers": (0,)}, "model.sliding_window is 0"),
+        ({"rope_scaling": {"kind": "linear"}}, "set it to one of yarn, llama3"),
+        ({"rope_scaling": {"kind": "yarn", "factor": 2.0}}, "lacks original_max_seq_len"),
+        (
+            {"rope_scaling": {"kind": "yarn", "factor": -1, "original_max_seq_len": 8}},
+            "rope_scaling.factor is -1",
+        ),
+        (
+            {"rope_scaling": {"kind": "llama3", "factor": 8, "scale": 1}},
+            "model.rope_scaling.scale is not a field of llama3",
+        ),
+    ],
+)
+def test_wrong_layer_kinds_are_refused(change, message):
+    with pytest.raises(SmoljaxError, match=re.escape(message)):
+        dataclasses.replace(SMALL, **change)
+
+
+def test_nope_layers_replace_the_interval():
+    config = dataclasses.replace(SMALL, num_layers=4, nope_layers=[2, 0])
+    assert [config.uses_rope(layer) for layer in range(4)] == [False, True, False, True]
+    assert hash(config) != hash(dataclasses.replace(config, nope_layers=None))
+
+
+def test_counts_with_qk_norm_are_those_of_the_parameters():
+    config = dataclasses.replace(SMALL, qk_norm=True)
+    params = jax.eval_shape(lambda: init(config, jax.random.key(0)))
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == config.num_params
+    assert config.flops_per_token(128, "none") == SMALL.flops_per_token(128, "none")
+
+
+@pytest.mark.parametrize("scan_layers", [True, False])
+def test_a_window_hides_what_lies_behind_it(scan_layers):
+    """One windowed layer: a token further back than the window changes nothing, one inside it does."""
+    config = dataclasses.replace(
+        SMALL, num_layers=1, sliding_window=4, windowed_layers=(0,), scan_layers=scan_layers
+    )
+    params = init(config, jax.random.key(0))
+    tokens_BS = jnp.arange(12)[None]
+    run = jax.jit(forward, static_argnums=0)
+    last_V = run(config, params, tokens_BS)[0, -1]
+    assert (run(config, params, tokens_BS.at[0, 7].set(99))[0, -1] == last_V).all()
+    assert (run(config, params, tokens_BS.at[0, 8].set(99))[0, -1] != last_V).any()
