@@ -1,0 +1,1 @@
+"""Models, tokenizers and chats in the formats of other software."""
