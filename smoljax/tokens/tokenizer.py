@@ -157,7 +157,8 @@ class Tokenizer:
         special_ids = {self.bos_id, self.eos_id, self.pad_id, *model.special_ids}
         self._is_special = np.zeros(self.vocab_size, bool)
         self._is_special[list(special_ids)] = True
-        names = sorted({name for i in special_ids if (name := model.name(i))}, key=len)
+        self._special_id_of = {name: i for i in special_ids if (name := model.name(i))}
+        names = sorted(self._special_id_of, key=len)
         self._special_names = re.compile("|".join(re.escape(name) for name in reversed(names)))
         self.lossy = self._find_loss()
 
@@ -197,6 +198,10 @@ class Tokenizer:
                     "these ids were made by another tokenizer"
                 )
         return self._model.decode([i for i in ids if not self._is_special[i]])
+
+    def special_id(self, name: str) -> int | None:
+        """Id of the special token written `name`, such as "</s>"; None where no special token is written so."""
+        return self._special_id_of.get(name)
 
     def _encode_around_specials(self, text: str) -> np.ndarray:
         pieces, start = [], 0

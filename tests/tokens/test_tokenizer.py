@@ -269,3 +269,14 @@ def test_normalising_models_say_so(texts, tmp_path):
     assert words.lossy
     # The model's own vocabulary holds "<s>" as a word; text still cannot reach it.
     assert not {1, 2}.intersection(words.encode("a <s> a </s>"))
+
+
+def test_special_id(bpe, byte_level):
+    assert (bpe.special_id("</s>"), bpe.special_id("<pad>")) == (2, 3)
+    assert bpe.special_id("a") is None  # A piece, and no special one.
+    assert bpe.special_id("<|im_end|>") is None
+    ordinary = tokenizer.load(byte_level, eos="<|endoftext|>")
+    assert ordinary.special_id("<|endoftext|>") == ordinary.eos_id
+    assert ordinary.special_id("<|im_end|>") is None  # Added, but text becomes it.
+    as_eos = tokenizer.load(byte_level, bos="<|endoftext|>", eos="<|im_end|>")
+    assert as_eos.special_id("<|im_end|>") == as_eos.eos_id
