@@ -221,6 +221,23 @@ def test_a_damaged_checkpoint_is_named(unbroken, tmp_path):
     assert result.stderr.strip().splitlines()[-1].startswith("error: ")
 
 
+def test_a_checkpoint_is_asked_only_what_its_parameters_mean(unbroken, tmp_path):
+    """One from before a field of ModelConfig existed, run in another way than it was trained."""
+    workdir = tmp_path / "older"
+    shutil.copytree(unbroken[0], workdir)
+    (file,) = (workdir / "train" / "checkpoints" / "60" / "metadata").glob("metadata*")
+    metadata = json.loads(file.read_text())
+    del metadata["model"]["qk_norm"], metadata["model"]["windowed_layers"]
+    file.write_text(json.dumps(metadata))
+    result = train(workdir, "--config.training.num_steps=61", "--config.model.scan_layers=False")
+    assert result.returncode == 0, result.stderr
+    metadata["model"]["qk_norm"] = True
+    file.write_text(json.dumps(metadata))
+    (workdir / "train" / "checkpoints" / "61").rename(tmp_path / "61")
+    result = train(workdir, "--config.training.num_steps=61")
+    assert "its qk_norm is True, config.model.qk_norm is False" in result.stderr
+
+
 def test_a_checkpoint_that_cannot_be_written_stops_the_run(corpus, tmp_path):
     """A real limit on the size of a file, as on a disk that fills up."""
     workdir = fresh(corpus, tmp_path, "full")
