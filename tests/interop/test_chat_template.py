@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import jinja2
+import jinja2.ext
 import jinja2.sandbox
 import pytest
 import sentencepiece
@@ -44,10 +45,10 @@ def mode_of(*messages, **options):
     return re.search(r"\nReasoning Mode: (\S+)\n", text_of(*messages, **options))[1]
 
 
-def plain(template, messages, *, undefined=jinja2.StrictUndefined, **context):
+def plain(template, messages, *, undefined=jinja2.StrictUndefined, extensions=(), **context):
     """An engine for chat templates with no extension, in which an undefined variable is an error."""
     environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, undefined=undefined
+        trim_blocks=True, lstrip_blocks=True, undefined=undefined, extensions=extensions
     )
 
     def raise_exception(message):
@@ -287,6 +288,31 @@ def test_servers_hear_of_a_wrong_chat():
     ]:
         with pytest.raises(jinja2.TemplateError, match=message):
             plain(TEMPLATE_FOR_SERVING, messages)
+
+
+class GenerationTag(jinja2.ext.Extension):
+    """The tag as transformers has it, with its block's text in brackets that no rendering holds."""
+
+    tags = frozenset({"generation"})
+
+    def parse(self, parser):
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        call = self.call_method("bracketed")
+        return jinja2.nodes.CallBlock(call, [], [], body, lineno=line)
+
+    def bracketed(self, caller):
+        return f"\ue000{caller()}\ue001"
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_both_templates_write_one_text(name):
+    case = CASES[name]
+    engine = ["jinja2.ext.loopcontrols", GenerationTag]
+    tagged = plain(TEMPLATE, case["messages"], extensions=engine, **case["options"])
+    assert tagged.replace("\ue000", "").replace("\ue001", "") == case["text"]
+    blocks = re.findall("\ue000(.*?)\ue001", tagged, re.DOTALL)
+    assert blocks == [case["text"][start:end] for start, end in case["spans"]]
 
 
 # --- Errors
