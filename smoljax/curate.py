@@ -50,7 +50,12 @@ def _tokenizer(config: dict, workdir: Path) -> None:
         trained = settings.load(workdir)
     else:
         texts = documents.read_texts(workdir / "documents", "train")
-        trained = tokenizer.train(texts, workdir / "tokenizer", vocab_size=settings.vocab_size)
+        trained = tokenizer.train(
+            texts,
+            workdir / "tokenizer",
+            vocab_size=settings.vocab_size,
+            special_tokens=settings.special_tokens,
+        )
     print(f"tokenizer: {trained.vocab_size:,} tokens, fingerprint {trained.fingerprint[:16]}")
 
 

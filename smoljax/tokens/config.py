@@ -14,11 +14,14 @@ class TokenizerConfig:
     Attributes:
       directory: a SentencePiece model, a tokenizer.json, or the folder of one; "" trains one into WORKDIR/tokenizer.
       vocab_size: of the tokenizer to train.
+      special_tokens: of the tokenizer to train, beside <unk>, <s>, </s> and <pad>; a model that shall learn to chat
+        needs "<|im_start|>" and "<|im_end|>" (smoljax.interop.chat_template).
       bos, eos, pad: names of the special tokens, where the file of `directory` does not say.
     """
 
     directory: str = ""
     vocab_size: int = 8192
+    special_tokens: tuple[str, ...] = ()
     bos: str | None = None
     eos: str | None = None
     pad: str | None = None

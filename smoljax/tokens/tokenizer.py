@@ -50,10 +50,12 @@ def train(
     *,
     vocab_size: int,
     max_bytes: int = 256 * 2**20,
+    special_tokens: Sequence[str] = (),
 ) -> "Tokenizer":
     """Trains a SentencePiece BPE tokenizer and writes it, with a manifest, as the folder `path`.
 
-    Byte fallback, digits split one by one, no normalisation of any kind; ids 0 to 3 are <unk>, <s>, </s>, <pad>.
+    Byte fallback, digits split one by one, no normalisation of any kind; ids 0 to 3 are <unk>, <s>, </s>, <pad>, and
+    `special_tokens` follow.
     The same texts give the same bytes.
 
     Args:
@@ -61,6 +63,7 @@ def train(
       path: the folder to write ("runs/quickstart/tokenizer"); replaced whole, or not at all.
       vocab_size: number of ids, with the 256 bytes and the 4 special tokens.
       max_bytes: how much text is held in memory for training.
+      special_tokens: names of more special tokens, for instance of chats ("<|im_start|>"); part of `vocab_size`.
 
     Returns:
       the tokenizer, loaded from what was written.
@@ -92,6 +95,7 @@ def train(
             eos_id=2,
             pad_id=3,
             minloglevel=2,
+            control_symbols=list(special_tokens),
         )
     except (RuntimeError, OSError) as error:
         raise _training_error(error, reader, vocab_size) from error

@@ -11,6 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from smoljax.errors import SmoljaxError
+from smoljax.interop import chat_template
 from smoljax.tokens import tokenizer
 
 _NASTY = st.sampled_from(
@@ -280,3 +281,14 @@ def test_special_id(bpe, byte_level):
     assert ordinary.special_id("<|im_end|>") is None  # Added, but text becomes it.
     as_eos = tokenizer.load(byte_level, bos="<|endoftext|>", eos="<|im_end|>")
     assert as_eos.special_id("<|im_end|>") == as_eos.eos_id
+
+
+def test_a_tokenizer_that_is_trained_for_chats(texts, bpe, tmp_path):
+    names = ["<|im_start|>", "<|im_end|>"]
+    chat = tokenizer.train(texts, tmp_path / "t", vocab_size=2048, special_tokens=names)
+    assert [chat.special_id(name) for name in names] == [4, 5]
+    question = [{"role": "user", "content": "Who typed <|im_start|>?"}]
+    ids, _ = chat_template.encode(chat, question)
+    assert ids.count(4) == ids.count(5) == 2  # The system turn and the user's, not what the user typed.
+    assert "Who typed <|im_start|>?" in chat.decode(ids)
+    assert bpe.special_id("<|im_start|>") is None
