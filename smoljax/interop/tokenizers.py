@@ -6,7 +6,6 @@ in a list of pairs. The list made here gives the same result, and `export` compa
 every piece before it writes anything.
 """
 
-import base64
 import dataclasses
 import itertools
 import json
@@ -19,7 +18,7 @@ from smoljax.tokens.tokenizer_models import HuggingFaceModel, SentencePieceModel
 
 _SPACE_MARK = "\u2581"  # What SentencePiece writes for a space.
 # Piece types of sentencepiece_model.proto; GGUF's token types have the same numbers.
-_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = 1, 2, 3, 4, 5, 6
+_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, UNUSED, _BYTE = 1, 2, 3, 4, 5, 6
 _BPE = 2  # TrainerSpec.ModelType
 _LLAMA3_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
@@ -59,8 +58,8 @@ def export(folder: Path | str, tokenizer: Tokenizer, *, chat_template: str | Non
       chat_template: Jinja text for `apply_chat_template`.
 
     Raises:
-      SmoljaxError: a SentencePiece model that is no BPE with byte fallback, or one whose ids the translation does
-        not give exactly. Nothing is written then.
+      SmoljaxError: a SentencePiece model that is no BPE with byte fallback, that normalises text, or whose ids the
+        translation does not give exactly. Nothing is written then.
     """
     hf = require("tokenizers", extra="train")
     folder = Path(folder)
@@ -136,9 +135,7 @@ class _Proto:
 
     file: Path
     pieces: list[tuple[str, float, int]]
-    charsmap: bytes
     dummy_prefix: bool
-    remove_extra_whitespaces: bool
 
 
 def _read_proto(model: SentencePieceModel) -> _Proto:
@@ -163,12 +160,17 @@ def _read_proto(model: SentencePieceModel) -> _Proto:
             f"{model.file} does not write spaces as U+2581 before a word, and cannot be exported: "
             "use the model's own tokenizer.json"
         )
+    if normalizer.precompiled_charsmap or normalizer.remove_extra_whitespaces:
+        what = (
+            "normalisation rules" if normalizer.precompiled_charsmap else "remove_extra_whitespaces"
+        )
+        raise SmoljaxError(
+            f"{model.file} has {what}, which other libraries apply differently: use the model's own tokenizer.json"
+        )
     return _Proto(
         file=model.file,
         pieces=pieces,
-        charsmap=normalizer.precompiled_charsmap,
         dummy_prefix=normalizer.add_dummy_prefix,
-        remove_extra_whitespaces=normalizer.remove_extra_whitespaces,
     )
 
 
@@ -180,12 +182,6 @@ def _translate(proto: _Proto, tokenizer: Tokenizer) -> dict:
     Llama 2 has) the vocabulary stays as it is, and U+2581 in a text is a space, in smoljax too.
     """
     normalizers: list[dict] = []
-    if proto.charsmap:
-        charsmap = base64.b64encode(proto.charsmap).decode()
-        normalizers.append({"type": "Precompiled", "precompiled_charsmap": charsmap})
-    if proto.remove_extra_whitespaces:
-        normalizers.append({"type": "Strip", "strip_left": True, "strip_right": True})
-        normalizers.append({"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " "})
     decoders: list[dict] = [{"type": "ByteFallback"}, {"type": "Fuse"}]
     if proto.dummy_prefix:
         mark = {"String": _SPACE_MARK}
@@ -233,37 +229,17 @@ def _translate(proto: _Proto, tokenizer: Tokenizer) -> dict:
 
 
 def _merges(pieces: list[str]) -> list[tuple[str, str]]:
-    """All pairs of pieces that join to a piece, in the order in which SentencePiece would prefer them.
+    """All pairs of pieces that join to a piece, best piece first.
+
+    SentencePiece ranks the pairs of one piece equally and takes the leftmost. Two pairs of one piece compete only
+    where they overlap, as in "ab", "a", "ba" for "aba"; merging from the left does not leave such a row behind.
 
     Args:
       pieces: normal pieces, from the highest score to the lowest.
     """
     known = set(pieces)
-    merges = []
-    for piece in pieces:
-        for cut in _cuts_leftmost_first(piece):
-            left, right = piece[:cut], piece[cut:]
-            if left in known and right in known:
-                merges.append((left, right))
-    return merges
-
-
-def _cuts_leftmost_first(piece: str) -> list[int]:
-    """Where `piece` may be cut in two, ordered so that of two overlapping pairs the left one is merged.
-
-    Both pairs must join to the same piece. In the symbols (x, y, z) that needs xy = yz: the piece begins and ends
-    with y. "ab", "a", "ba" is an example: "aba" can be made of the left pair or of the right pair, and SentencePiece
-    takes the left one. So a cut comes before its mirror image where the piece cut there can stand to the left.
-    """
-    length = len(piece)
-    cuts = []
-    for cut in range(1, length // 2 + 1):
-        mirror = length - cut
-        short_is_left = piece[cut:] == piece[:mirror]
-        long_is_left = piece[mirror:] == piece[:cut]
-        pair = [cut, mirror] if short_is_left and not long_is_left else [mirror, cut]
-        cuts += pair[:1] if cut == mirror else pair
-    return cuts
+    cuts = ((piece[:i], piece[i:]) for piece in pieces for i in range(1, len(piece)))
+    return [(left, right) for left, right in cuts if left in known and right in known]
 
 
 def _added_token(i: int, text: str, *, special: bool) -> dict:
@@ -305,12 +281,6 @@ def _compare(exported, tokenizer: Tokenizer) -> None:
 
 
 def _sentencepiece_fields(proto: _Proto) -> dict[str, object]:
-    if proto.charsmap or proto.remove_extra_whitespaces:
-        what = "normalisation rules" if proto.charsmap else "remove_extra_whitespaces"
-        raise SmoljaxError(
-            f"{proto.file} has {what}, which llama.cpp does not apply to SentencePiece BPE models: "
-            "export without a tokenizer"
-        )
     return {
         "tokenizer.ggml.model": "llama",
         "tokenizer.ggml.pre": "default",
@@ -352,7 +322,7 @@ def _byte_level_fields(content: dict, file: Path, vocab_size: int) -> dict[str, 
             "export without a tokenizer"
         )
     tokens = [f"[PAD{i}]" for i in range(vocab_size)]
-    types = [_UNUSED] * vocab_size
+    types = [UNUSED] * vocab_size
     for text, i in model["vocab"].items():
         tokens[i], types[i] = text, _NORMAL
     for token in content.get("added_tokens") or []:
