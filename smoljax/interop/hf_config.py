@@ -11,6 +11,11 @@ from smoljax.errors import SmoljaxError
 from smoljax.interop import hf_rope
 from smoljax.model import ModelConfig
 
+
+def _words(text: str) -> set[str]:
+    return set(text.split())
+
+
 ARCHITECTURES = {
     "smollm3": "SmolLM3ForCausalLM",
     "llama": "LlamaForCausalLM",
@@ -52,31 +57,24 @@ _ONLY = {
     "per_layer_config": (None, {}),
     "is_encoder_decoder": (False, None),
 }
-_READ = {
-    *(
-        "model_type vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads"
-    ).split(),
-    *(
-        "num_key_value_heads head_dim max_position_embeddings tie_word_embeddings rms_norm_eps"
-    ).split(),
-    *(
-        "initializer_range original_max_position_embeddings rope_theta rope_scaling rope_parameters"
-    ).split(),
-}
+_READ = _words(
+    "model_type vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads "
+    "head_dim max_position_embeddings original_max_position_embeddings tie_word_embeddings rms_norm_eps "
+    "initializer_range rope_theta rope_scaling rope_parameters"
+)
 _READ_BY_FAMILY = {
-    "smollm3": {
-        *"no_rope_layers no_rope_layer_interval use_sliding_window sliding_window layer_types".split()
-    },
+    "smollm3": _words(
+        "no_rope_layers no_rope_layer_interval use_sliding_window sliding_window layer_types"
+    ),
     "llama": set(),
-    "qwen3": {*"use_sliding_window sliding_window max_window_layers layer_types".split()},
+    "qwen3": _words("use_sliding_window sliding_window max_window_layers layer_types"),
 }
 # Nothing of the network: how it is run or was saved, and token ids, which come with the tokenizer.
-_IMMATERIAL = {
-    *"architectures use_cache transformers_version torch_dtype dtype _name_or_path name_or_path".split(),
-    *"bos_token_id eos_token_id pad_token_id attn_implementation _attn_implementation_autoset".split(),
-    *"output_attentions output_hidden_states return_dict chunk_size_feed_forward id2label".split(),
-    *"label2id problem_type".split(),
-}
+_IMMATERIAL = _words(
+    "architectures use_cache transformers_version torch_dtype dtype _name_or_path name_or_path bos_token_id eos_token_id "
+    "pad_token_id attn_implementation _attn_implementation_autoset output_attentions output_hidden_states return_dict "
+    "chunk_size_feed_forward id2label label2id problem_type"
+)
 
 
 def to_config(values: Mapping) -> tuple[ModelConfig, tuple[str, ...]]:

@@ -31,6 +31,7 @@ CONFIG_FILE, GENERATION_FILE = "config.json", "generation_config.json"
 _log = logging.getLogger("smoljax")
 _BLOCK_BYTES = 16 << 20
 _HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
+_END_OF_TURN = "<|im_end|>"
 _TRAINING_ONLY = (
     "mtp",
 )  # Heads that predict further tokens; the exported families have no place for them.
@@ -143,7 +144,7 @@ def save(
             max_shard_bytes=max_shard_bytes,
         )
         _write_json(folder / CONFIG_FILE, values)
-        _write_json(folder / GENERATION_FILE, _generation(values))
+        _write_json(folder / GENERATION_FILE, _generation(values, tokenizer, chat_template))
         if tokenizer is not None:
             from smoljax.interop import tokenizers
 
@@ -280,8 +281,13 @@ def _blocks(name: str, leaf: Leaf, array: np.ndarray, dtype: np.dtype) -> Iterat
         yield cast
 
 
-def _generation(values: dict) -> dict:
+def _generation(values: dict, tokenizer: object | None, chat_template: str | None) -> dict:
     ids = {key: values[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    if chat_template is not None and _END_OF_TURN in chat_template:
+        # A chat ends with its turn, a plain text with its document.
+        end = tokenizer.special_id(_END_OF_TURN)
+        if end not in (None, ids["eos_token_id"]):
+            ids["eos_token_id"] = [end, ids["eos_token_id"]]
     return {"_from_model_config": True} | {
         key: value for key, value in ids.items() if value is not None
     }

@@ -30,8 +30,9 @@ def train(run: Run) -> int:
     training, mesh = run.training, run.mesh
     mixture = run.mixture
     checkpoints = run.checkpoints()
-    start = checkpoints.latest_step() or 0
-    if start:
+    newest = checkpoints.latest_step()
+    start = newest or 0
+    if newest is not None:  # Step 0 is a model that `convert` brought in.
         state = checkpoints.restore(run.shapes, run.shardings)
         _say(f"resuming from step {start:,} in {run.train_directory}")
     else:
