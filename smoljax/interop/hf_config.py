@@ -90,7 +90,7 @@ def to_config(values: Mapping) -> tuple[ModelConfig, tuple[str, ...]]:
             f"config.json: model_type is {family!r}, expected one of {', '.join(ARCHITECTURES)}; other families are not read"
         )
     for field, allowed in _ONLY.items():
-        if values.get(field) not in allowed:
+        if field in values and values[field] not in allowed:
             raise SmoljaxError(
                 f"config.json: {field} is {values[field]!r}, which this decoder does not have; it reads models with "
                 f"{field} {allowed[0]!r}"
@@ -98,7 +98,7 @@ def to_config(values: Mapping) -> tuple[ModelConfig, tuple[str, ...]]:
     given = _DEFAULTS[family] | dict(values)
     num_layers = _size(given, "num_hidden_layers")
     num_heads = _size(given, "num_attention_heads")
-    theta, scaling, unknown_rope = hf_rope.read(values, default_theta=_DEFAULT_THETA[family])
+    theta, scaling, unknown_rope = hf_rope.read(given, default_theta=_DEFAULT_THETA[family])
     rope_layers = _rope_layers(given, num_layers) if family == "smollm3" else [True] * num_layers
     window, windowed = _windows(given, family, rope_layers)
     interval, nope_layers = _as_interval(rope_layers, given.get("no_rope_layer_interval"))
@@ -227,14 +227,15 @@ def _rope_layers(given: Mapping, num_layers: int) -> list[bool]:
 def _as_interval(
     rope_layers: list[bool], preferred: int | None
 ) -> tuple[int, tuple[int, ...] | None]:
-    """(no_rope_layer_interval, None) where an interval says it, else (0, the layers without RoPE)."""
+    """(no_rope_layer_interval, None) where an interval says it, else (the default, the layers without RoPE)."""
     if all(rope_layers):
         return 0, None
     L = len(rope_layers)
     for interval in (preferred, *range(1, L + 1)):
         if interval and rope_layers == [(layer + 1) % interval != 0 for layer in range(L)]:
             return interval, None
-    return 0, tuple(layer for layer in range(L) if not rope_layers[layer])
+    unused = ModelConfig.no_rope_layer_interval
+    return unused, tuple(layer for layer in range(L) if not rope_layers[layer])
 
 
 def _windows(
@@ -270,11 +271,11 @@ def _windows(
 
 def _nope_fields(config: ModelConfig) -> dict:
     flags = [config.uses_rope(layer) for layer in range(config.num_layers)]
-    interval, listed = _as_interval(flags, config.no_rope_layer_interval)
+    interval, _ = _as_interval(flags, config.no_rope_layer_interval)
     return {
         "no_rope_layers": [int(flag) for flag in flags],
         # The list rules; an interval beyond the last layer says "RoPE everywhere" to who reads this alone.
-        "no_rope_layer_interval": interval or (4 if listed else config.num_layers + 1),
+        "no_rope_layer_interval": interval or config.num_layers + 1,
     }
 
 
