@@ -8,13 +8,14 @@ import math
 import tracemalloc
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from smoljax.errors import SmoljaxError
 from smoljax.interop import gguf as smoljax_gguf
 from smoljax.interop.hf_leaves import leaves, unflatten
-from smoljax.model import ModelConfig, init
+from smoljax.model import ModelConfig
 from smoljax.tokens import tokenizer as smoljax_tokenizer
 
 gguf = pytest.importorskip("gguf", reason="gguf comes with the extra export")
@@ -317,9 +318,9 @@ def test_training_only_parameters_stay_behind_and_this_is_said(tmp_path, caplog)
 
 
 def test_jax_and_numpy_parameters_give_the_same_file(tmp_path):
-    params = init(SMOLLM3, jax.random.key(0))
-    smoljax_gguf.save(tmp_path / "jax.gguf", SMOLLM3, params)
-    smoljax_gguf.save(tmp_path / "numpy.gguf", SMOLLM3, jax.tree.map(np.asarray, params))
+    params = random_params(SMOLLM3)
+    smoljax_gguf.save(tmp_path / "numpy.gguf", SMOLLM3, params)
+    smoljax_gguf.save(tmp_path / "jax.gguf", SMOLLM3, jax.tree.map(jnp.asarray, params))
     assert (tmp_path / "jax.gguf").read_bytes() == (tmp_path / "numpy.gguf").read_bytes()
 
 
