@@ -4,13 +4,17 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: quickstart test lint format install golden
+.PHONY: quickstart test test-export lint format install golden
 
 quickstart: install  ## raw pages and PDFs to a trained, evaluated, talking model, in runs/quickstart
 	$(BIN)/python -m smoljax.flow --config=configs/quickstart.py --workdir=runs/quickstart
 
 test: install lint  ## lint, format check and the test suite
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+test-export: install  ## build llama.cpp (minutes, needs a C++ compiler) and run exported GGUF files in it
+	$(BIN)/python -m pip install --quiet -e '.[test-export]'
+	$(BIN)/python -m pytest tests/interop/test_llama_cpp.py
 
 lint: install
 	$(BIN)/ruff check .
