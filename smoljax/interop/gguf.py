@@ -74,14 +74,15 @@ def save(
       tokenizer: written into the file; without one the file holds ids only. Where the model's vocab_size is larger,
         unused tokens fill the difference.
       dtype: of the matrices; gains stay f32. "f32", "f16", "q8_0" (8 bits and an f16 scale for 32 weights: 8.5 bits
-        per weight) or "q4_0" (4.5 bits; the output matrix, or the embedding that stands for it, is q8_0).
+        per weight) or "q4_0" (4.5 bits; the output matrix, or the embedding that stands for it, is q8_0). Matrices
+        whose rows are no multiple of 32 are f16 in a quantised file, and named in a warning.
       chat_template: Jinja text.
       name: the model's name inside the file.
 
     Raises:
-      SmoljaxError: llama.cpp has no architecture for the model (the field is named), rows that are no multiple of 32
-        in a quantised file, a tokenizer of an unknown kind, a parameter that is missing, unknown, of another
-        shape or not finite.
+      SmoljaxError: llama.cpp has no architecture for the model (the field is named), a hidden_size that is no
+        multiple of 32 in a quantised file, a tokenizer of an unknown kind, a parameter that is missing, unknown, of
+        another shape or not finite.
     """
     gguf = require("gguf", extra="export")
     if dtype not in DTYPES:
@@ -228,10 +229,19 @@ def _storage(leaf: Leaf, config: ModelConfig, dtype: str) -> str:
         return "F32"
     row = leaf.tensor_shape[-1]
     if dtype.startswith("q") and row % _BLOCK:
-        raise SmoljaxError(
-            f"{'/'.join(leaf.path)} has rows of {row} weights, and {dtype} stores blocks of {_BLOCK}: "
-            "use dtype f16 or f32"
+        if row == config.hidden_size:  # Nearly all matrices; nothing would be left to quantise.
+            raise SmoljaxError(
+                f"model.hidden_size is {row}, and {dtype} stores blocks of {_BLOCK} weights of a row: "
+                "use dtype f16 or f32"
+            )
+        _log.warning(
+            "%s has rows of %d weights, no multiple of %d: f16 instead of %s",
+            "/".join(leaf.path),
+            row,
+            _BLOCK,
+            dtype,
         )
+        return "F16"  # What llama.cpp's converter does.
     is_output = leaf.path == (("embedding",) if config.tie_embeddings else ("head",))
     if dtype == "q4_0" and is_output:
         # The output matrix loses most from few bits; llama.cpp's own q4_0 files keep it in 6.

@@ -264,10 +264,20 @@ def test_the_architecture_follows_what_the_layers_do(config, architecture):
     assert smoljax_gguf.choose_architecture(config) == architecture
 
 
-def test_rows_that_no_block_divides_are_refused_only_where_quantised(tmp_path):
+def test_matrices_whose_rows_no_block_divides_are_f16_and_this_is_said(tmp_path, caplog):
     config = model(intermediate_size=90)
+    with caplog.at_level(logging.WARNING, logger="smoljax"):
+        smoljax_gguf.save(tmp_path / "m.gguf", config, random_params(config), dtype="q8_0")
+    assert "layers/mlp/down has rows of 90 weights" in caplog.text
+    kinds = {t.name: t.tensor_type.name for t in gguf.GGUFReader(tmp_path / "m.gguf").tensors}
+    assert {kind for name, kind in kinds.items() if "ffn_down" in name} == {"F16"}
+    assert kinds["blk.0.ffn_up.weight"] == kinds["blk.0.attn_output.weight"] == "Q8_0"
+
+
+def test_a_width_that_no_block_divides_is_refused_only_where_quantised(tmp_path):
+    config = model(hidden_size=48, head_dim=16)
     for dtype in ("q8_0", "q4_0"):
-        with pytest.raises(SmoljaxError, match="mlp/down has rows of 90 weights"):
+        with pytest.raises(SmoljaxError, match=r"model.hidden_size is 48"):
             smoljax_gguf.save(tmp_path / "m.gguf", config, random_params(config), dtype=dtype)
     assert not list(tmp_path.iterdir())
     smoljax_gguf.save(tmp_path / "m.gguf", config, random_params(config), dtype="f16")
