@@ -13,7 +13,7 @@ from pathlib import Path
 
 from smoljax.errors import SmoljaxError, require
 from smoljax.files import atomic_write_bytes, atomic_write_json, atomic_write_text
-from smoljax.tokens.tokenizer import Tokenizer
+from smoljax.tokens.tokenizer import JSON_FILE, MODEL_FILE, Tokenizer
 from smoljax.tokens.tokenizer_models import HuggingFaceModel, SentencePieceModel
 
 _SPACE_MARK = "\u2581"  # What SentencePiece writes for a space.
@@ -44,7 +44,8 @@ def export(folder: Path | str, tokenizer: Tokenizer, *, chat_template: str | Non
     """Writes `tokenizer` into `folder` as the files that `transformers.AutoTokenizer.from_pretrained(folder)` reads.
 
     These are tokenizer.json, tokenizer_config.json, special_tokens_map.json, and chat_template.jinja where a
-    template is given. AutoTokenizer then gives the ids of `tokenizer.encode`, with two differences in its defaults:
+    template is given; for a SentencePiece model also tokenizer.model, which keeps its fingerprint for smoljax and
+    its scores for llama.cpp. AutoTokenizer then gives the ids of `tokenizer.encode`, with two differences in its defaults:
 
     * It adds BOS in front (as training did), unless called with `add_special_tokens=False`.
     * It reads "<s>" inside a text as the special token; smoljax never does. `split_special_tokens=True` turns
@@ -86,7 +87,9 @@ def export(folder: Path | str, tokenizer: Tokenizer, *, chat_template: str | Non
     if chat_template is not None:
         config["chat_template"] = chat_template  # For readers older than the file of its own.
     folder.mkdir(parents=True, exist_ok=True)
-    atomic_write_bytes(folder / "tokenizer.json", data)
+    atomic_write_bytes(folder / JSON_FILE, data)
+    if isinstance(model, SentencePieceModel):
+        atomic_write_bytes(folder / MODEL_FILE, model._sp.serialized_model_proto())
     atomic_write_json(folder / "tokenizer_config.json", config)
     atomic_write_json(folder / "special_tokens_map.json", names)
     if chat_template is not None:
@@ -133,7 +136,6 @@ class _Proto:
     `pieces` are (text, score, type) by id.
     """
 
-    file: Path
     pieces: list[tuple[str, float, int]]
     dummy_prefix: bool
 
@@ -167,11 +169,7 @@ def _read_proto(model: SentencePieceModel) -> _Proto:
         raise SmoljaxError(
             f"{model.file} has {what}, which other libraries apply differently: use the model's own tokenizer.json"
         )
-    return _Proto(
-        file=model.file,
-        pieces=pieces,
-        dummy_prefix=normalizer.add_dummy_prefix,
-    )
+    return _Proto(pieces, normalizer.add_dummy_prefix)
 
 
 def _translate(proto: _Proto, tokenizer: Tokenizer) -> dict:

@@ -1,6 +1,7 @@
 """Exported tokenizers against the libraries that read them, on real documents and on arbitrary text."""
 
 import json
+import shutil
 
 import pyarrow.parquet as pq
 import pytest
@@ -98,8 +99,31 @@ def test_files_name_the_special_tokens_and_the_template(exported):
 
 def test_our_loader_reads_what_was_exported(trained, exported):
     again = smoljax_tokenizer.load(exported)
-    assert (again.bos_id, again.eos_id, again.pad_id) == (1, 2, 3)
-    assert [again.encode(t) for t in TEXTS] == [trained.encode(t) for t in TEXTS]
+    assert (
+        again.fingerprint == trained.fingerprint
+    )  # So that shards made with it can still be read.
+    by_json = smoljax_tokenizer.load(exported / "tokenizer.json")
+    assert (by_json.bos_id, by_json.eos_id, by_json.pad_id) == (1, 2, 3)
+    assert [by_json.encode(t) for t in TEXTS] == [trained.encode(t) for t in TEXTS]
+
+
+@pytest.mark.parametrize("model_type", [None, "smollm3", "llama", "qwen3"])
+def test_autotokenizer_gives_the_ids(trained, exported, tmp_path, model_type):
+    transformers = pytest.importorskip("transformers", reason="transformers: extra test-hf")
+    folder = tmp_path / "model"
+    shutil.copytree(exported, folder)
+    if model_type is not None:  # It decides which class AutoTokenizer takes.
+        (folder / "config.json").write_text(json.dumps({"model_type": model_type}))
+    auto = transformers.AutoTokenizer.from_pretrained(folder)
+    for text in (*TEXTS[:2], *TEXTS[3:]):
+        assert auto(text, add_special_tokens=False).input_ids == trained.encode(text)
+    for text in TEXTS:
+        found = auto(text, split_special_tokens=True).input_ids
+        assert found == [trained.bos_id, *trained.encode(text)]
+        assert auto.decode(found, skip_special_tokens=True) == text
+    roles = (auto.bos_token_id, auto.eos_token_id, auto.pad_token_id)
+    assert roles == (trained.bos_id, trained.eos_id, trained.pad_id)
+    assert auto.chat_template == "{{ messages }}"
 
 
 def test_another_order_of_merges_gives_other_ids(trained, exported):
