@@ -37,8 +37,8 @@ _YARN_EXPLICIT = {
     "rope_type": "yarn",
     "factor": 4.0,
     "original_max_position_embeddings": 32,
-    "beta_fast": 6.0,
-    "beta_slow": 0.5,
+    "beta_fast": 2.0,
+    "beta_slow": 0.4,
     "attention_factor": 1.3,
     "truncate": False,
 }
