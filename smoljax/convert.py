@@ -2,6 +2,7 @@
 
 --to=huggingface   a folder that transformers loads, with the run's tokenizer; --dtype=float32, bfloat16, float16
 --to=gguf          a file for llama.cpp, with the run's tokenizer; --dtype=f32, f16, q8_0, q4_0
+--to=int8          a folder for smoljax.interop.quantize, rounded weights alone; also int4 and w8a8
 --to=orbax         --from=HF_FOLDER as the checkpoint of step 0 of WORKDIR: train and generate go on from it
 --to=config        prints config.model for --from=HF_FOLDER
 
@@ -18,7 +19,7 @@ from smoljax import command_line
 from smoljax.errors import SmoljaxError
 
 OPTIONS = {
-    "to": "huggingface, gguf, orbax or config",
+    "to": "huggingface, gguf, int8, int4, w8a8, orbax or config",
     "output": "folder or file to write; it must not exist",
     "from": "Hugging Face folder to convert instead of the run's newest checkpoint",
     "dtype": "of the tensors written; float32 (f32) by default",
@@ -26,6 +27,9 @@ OPTIONS = {
 DTYPES = {
     "huggingface": ("float32", "bfloat16", "float16"),
     "gguf": ("f32", "f16", "q8_0", "q4_0"),
+    "int8": (),
+    "int4": (),
+    "w8a8": (),
     "orbax": (),
     "config": (),
 }
@@ -46,7 +50,7 @@ def main(config: dict, workdir: Path, **options: str) -> int:
         _import(config, workdir, Path(folder))
     else:
         source = _read_folder(Path(folder)) if folder else _read_run(config, workdir)
-        _write(source, target, Path(output), dtype or DTYPES[target][0])
+        _write(source, target, Path(output), dtype)
     return 0
 
 
@@ -100,7 +104,7 @@ def _read_folder(folder: Path) -> _Source:
     if any((folder / name).is_file() for name in (tokenizers.JSON_FILE, tokenizers.MODEL_FILE)):
         tokenizer = tokenizers.load(folder)
     else:
-        _say(f"{folder} has no {tokenizers.JSON_FILE}: written without a tokenizer")
+        _say(f"{folder} has no {tokenizers.JSON_FILE}: there is no tokenizer to write")
     return _Source(model, params, tokenizer, _template_of(folder), folder.resolve().name)
 
 
@@ -117,20 +121,11 @@ def _template_of(folder: Path) -> str | None:
 
 
 def _write(source: _Source, target: str, output: Path, dtype: str) -> None:
-    from smoljax.interop import chat_template
-
-    template = None
-    if source.tokenizer is not None:
-        template = source.chat_template
-        if all(source.tokenizer.special_id(name) is not None for name in _TURN_TOKENS):
-            ours = {
-                "huggingface": chat_template.TEMPLATE,
-                "gguf": chat_template.TEMPLATE_FOR_SERVING,
-            }
-            template = template or ours[target]
+    dtype = dtype or next(iter(DTYPES[target]), target)
     if target == "huggingface":
-        from smoljax.interop import huggingface
+        from smoljax.interop import chat_template, huggingface
 
+        template = _template(source, chat_template.TEMPLATE)
         huggingface.save(
             output,
             source.config,
@@ -139,9 +134,10 @@ def _write(source: _Source, target: str, output: Path, dtype: str) -> None:
             dtype=dtype,
             chat_template=template,
         )
-    else:
-        from smoljax.interop import gguf
+    elif target == "gguf":
+        from smoljax.interop import chat_template, gguf
 
+        template = _template(source, chat_template.TEMPLATE_FOR_SERVING)
         gguf.save(
             output,
             source.config,
@@ -151,10 +147,24 @@ def _write(source: _Source, target: str, output: Path, dtype: str) -> None:
             chat_template=template,
             name=source.name,
         )
+    else:
+        from smoljax.interop import quantize
+
+        template = None
+        quantized = quantize.quantize(source.config, source.params, target)
+        quantize.save(output, source.config, quantized)
     files = [output] if output.is_file() else sorted(output.iterdir())
     size = sum(file.stat().st_size for file in files)
-    chat = "with a chat template" if template else "without a chat template"
-    _say(f"wrote {output} ({dtype}, {size / 1e6:,.1f} MB, {chat})")
+    chat = ", with a chat template" if template else ""
+    _say(f"wrote {output} ({dtype}, {size / 1e6:,.1f} MB{chat})")
+
+
+def _template(source: _Source, ours: str) -> str | None:
+    """The folder's own chat template, or smoljax's where the tokenizer has the tokens of its turns."""
+    if source.tokenizer is None or source.chat_template is not None:
+        return source.chat_template if source.tokenizer is not None else None
+    has_turns = all(source.tokenizer.special_id(name) is not None for name in _TURN_TOKENS)
+    return ours if has_turns else None
 
 
 def _import(config: dict, workdir: Path, folder: Path) -> None:

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -11,8 +12,9 @@ import pytest
 from smoljax import convert
 from smoljax.command_line import load_config
 from smoljax.errors import SmoljaxError
-from smoljax.interop import huggingface
+from smoljax.interop import chat_template, huggingface
 from smoljax.model import ModelConfig, init
+from smoljax.tokens import tokenizer as tokenizers
 from smoljax.training import Run
 from smoljax.training.metrics import read_metrics
 from smoljax.training.state import make_state
@@ -118,12 +120,48 @@ def test_a_run_goes_out_with_its_tokenizer(trained, tmp_path, capsys):
         assert one.read_bytes() == two.read_bytes()
 
 
+def test_a_tokenizer_with_the_tokens_of_turns_brings_the_chat_template(tmp_path):
+    turns = ("<|im_start|>", "<|im_end|>")
+    texts = [path.read_text() for path in sorted(Path("smoljax").glob("*.py"))]
+    tokenizer = tokenizers.train(texts, tmp_path / "t", vocab_size=512, special_tokens=turns)
+    config = tiny_model()
+    huggingface.save(tmp_path / "hf", config, random_params(config), tokenizer=tokenizer)
+    source = {"from": str(tmp_path / "hf")}
+    convert_here(tmp_path / "run", to="huggingface", output=str(tmp_path / "chat"), **source)
+    template = (tmp_path / "chat" / "chat_template.jinja").read_text()
+    assert template == chat_template.TEMPLATE
+    generation = json.loads((tmp_path / "chat" / "generation_config.json").read_text())
+    assert generation["eos_token_id"] == [tokenizer.special_id("<|im_end|>"), tokenizer.eos_id]
+    # A folder that has a template keeps its own.
+    (tmp_path / "chat" / "chat_template.jinja").write_text("{{ messages }}")
+    source = {"from": str(tmp_path / "chat")}
+    convert_here(tmp_path / "run", to="huggingface", output=str(tmp_path / "own"), **source)
+    assert (tmp_path / "own" / "chat_template.jinja").read_text() == "{{ messages }}"
+
+
 @pytest.mark.parametrize("dtype", ["", "q8_0"])
 def test_a_run_goes_out_as_gguf(trained, tmp_path, dtype):
     pytest.importorskip("gguf", reason="needs the extra export")
     file = tmp_path / "model.gguf"
     convert_here(trained.workdir, to="gguf", output=str(file), dtype=dtype)
     assert file.read_bytes()[:4] == b"GGUF"
+
+
+@pytest.mark.parametrize(("scheme", "tolerance"), [("int8", 0.01), ("int4", 0.15)])
+def test_a_folder_goes_out_quantised(tmp_path, folder, scheme, tolerance):
+    pytest.importorskip("qwix", reason="needs the extra export")
+    from smoljax.interop import quantize
+
+    out = tmp_path / scheme
+    convert_here(tmp_path / "run", to=scheme, output=str(out), **{"from": str(folder)})
+    config, quantized = quantize.load(out)
+    assert config == huggingface.load_config(folder)
+    rounded, exact = quantize.dequantize(quantized), huggingface.load(folder)[1]
+    error = jax.tree.map(
+        lambda a, b: np.sqrt(np.mean((a - b) ** 2) / np.mean(b**2)), rounded, exact
+    )
+    assert 0 < max(jax.tree.leaves(error)) < tolerance
+    assert (out / "model.safetensors").stat().st_size < 4 * config.num_params / 2
 
 
 def test_a_folder_of_another_model_says_what_to_set(tmp_path):
@@ -166,7 +204,7 @@ def test_the_printed_section_is_the_model(tmp_path, folder, capsys):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({}, "--to=: set it to one of huggingface, gguf, orbax, config"),
+        ({}, "--to=: set it to one of huggingface, gguf, int8, int4, w8a8, orbax, config"),
         ({"to": "onnx"}, "--to=onnx"),
         ({"to": "huggingface"}, "needs --output=PATH"),
         ({"to": "huggingface", "output": "tests"}, "--output=tests exists"),

@@ -61,13 +61,17 @@ def load(
     tensors = safetensors_files.open_folder(path)
     wanted = leaves(config)
     _check_tensors(config, wanted, tensors)
-    places = None if shardings is None else flatten(shardings)
-    default = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    flat = {
-        leaf.path: _load_leaf(
-            leaf, tensors, default if places is None else places[leaf.path], DTYPES[dtype]
+    if shardings is None:
+        device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        places = {leaf.path: device for leaf in wanted}
+    else:
+        places = flatten(shardings)
+    if {leaf.path for leaf in wanted} != set(places):
+        raise SmoljaxError(
+            f"the shardings are not those of the model in {path}: make them from load_config({str(path)!r})"
         )
-        for leaf in wanted
+    flat = {
+        leaf.path: _load_leaf(leaf, tensors, places[leaf.path], DTYPES[dtype]) for leaf in wanted
     }
     return config, unflatten(flat)
 
@@ -123,6 +127,11 @@ def save(
             _log.warning("params[%r] is for training only: it is not exported to %s", name, path)
     flat = flatten({key: value for key, value in params.items() if key not in _TRAINING_ONLY})
     check_leaves(config, flat)
+    for keys, leaf in flat.items():
+        if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+            raise SmoljaxError(
+                f"params {'/'.join(keys)} is spread over several hosts: export from a process that holds all of it"
+            )
     if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
         raise SmoljaxError(
             f"the tokenizer has {tokenizer.vocab_size} tokens, the model's vocab_size is {config.vocab_size}: "
