@@ -98,6 +98,7 @@ def to_config(values: Mapping) -> tuple[ModelConfig, tuple[str, ...]]:
     given = _DEFAULTS[family] | dict(values)
     num_layers = _size(given, "num_hidden_layers")
     num_heads = _size(given, "num_attention_heads")
+    max_seq_len = _size(given, "max_position_embeddings")
     theta, scaling, unknown_rope = hf_rope.read(given, default_theta=_DEFAULT_THETA[family])
     rope_layers = _rope_layers(given, num_layers) if family == "smollm3" else [True] * num_layers
     window, windowed = _windows(given, family, rope_layers)
@@ -119,10 +120,10 @@ def to_config(values: Mapping) -> tuple[ModelConfig, tuple[str, ...]]:
         sliding_window=window,
         windowed_layers=windowed,
         qk_norm=family == "qwen3",
-        max_seq_len=_size(given, "max_position_embeddings"),
+        max_seq_len=max_seq_len,
         tie_embeddings=bool(given["tie_word_embeddings"]),
-        norm_eps=float(given.get("rms_norm_eps", 1e-6)),
-        init_std=float(given.get("initializer_range", 0.02)),
+        norm_eps=_number(given, "rms_norm_eps", 1e-6),
+        init_std=_number(given, "initializer_range", 0.02),
     )
     known = _READ | _READ_BY_FAMILY[family] | _IMMATERIAL | set(_ONLY)
     unknown = [name for name in values if name not in known]
@@ -298,3 +299,10 @@ def _size(given: Mapping, field: str, *, least: int = 1) -> int:
             f"config.json: {field} is {value!r}, expected a whole number of at least {least}"
         )
     return value
+
+
+def _number(given: Mapping, field: str, default: float) -> float:
+    value = given.get(field, default)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise SmoljaxError(f"config.json: {field} is {value!r}, expected a positive number")
+    return float(value)

@@ -9,6 +9,10 @@ D model width, N query heads, K key-value heads, H head width, F feed-forward wi
 import dataclasses
 import math
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+
 from smoljax.errors import SmoljaxError
 from smoljax.model import ModelConfig
 
@@ -107,12 +111,21 @@ def check_leaves(config: ModelConfig, flat: dict[tuple[str, ...], object]) -> No
     """Refuses parameters that are not those of `config`.
 
     Raises:
-      SmoljaxError: a leaf is missing, unexpected, or of another shape.
+      SmoljaxError: a leaf is missing, unexpected, of another shape, or no floating-point array.
     """
     wanted = {leaf.path: leaf.full_shape for leaf in leaves(config)}
     for path, shape in wanted.items():
         if path not in flat:
             raise SmoljaxError(f"params lack {'/'.join(path)} {list(shape)}, which the config has")
+        if not isinstance(flat[path], jax.Array | np.ndarray):
+            raise SmoljaxError(
+                f"params {'/'.join(path)} is a {type(flat[path]).__name__}, expected an array: "
+                "export the parameters that were trained, not quantised ones"
+            )
+        if not jnp.issubdtype(flat[path].dtype, jnp.floating):
+            raise SmoljaxError(
+                f"params {'/'.join(path)} has dtype {flat[path].dtype}, expected a floating-point one"
+            )
         if tuple(flat[path].shape) != shape:
             raise SmoljaxError(
                 f"params {'/'.join(path)} has shape {list(flat[path].shape)}, the config says {list(shape)}: "

@@ -38,6 +38,9 @@ def read(
       SmoljaxError: both spellings are given and disagree, a scaling of another kind, or a missing or bad value.
     """
     new, old = values.get("rope_parameters"), values.get("rope_scaling")
+    for place in ("rope_parameters", "rope_scaling"):
+        if values.get(place) is not None:
+            _kind(values[place], place)
     top = values.get("rope_theta")
     thetas = {
         name: value
@@ -132,6 +135,10 @@ def _scaling(values: Mapping, place: str) -> Yarn | Llama3 | None:
     original = values.get("original_max_position_embeddings") or section.get(
         "original_max_position_embeddings", values.get("max_position_embeddings")
     )
+    if isinstance(original, bool) or not isinstance(original, int) or original < 1:
+        raise SmoljaxError(
+            f"config.json: {place}.original_max_position_embeddings is {original!r}, expected a number of tokens"
+        )
     if kind == "llama3":
         return Llama3(
             factor=_number(section, "factor", place),
@@ -146,22 +153,21 @@ def _scaling(values: Mapping, place: str) -> Yarn | Llama3 | None:
     return Yarn(
         factor=factor,
         original_max_seq_len=original,
-        beta_fast=float(section.get("beta_fast") or 32),
-        beta_slow=float(section.get("beta_slow") or 1),
-        attention_factor=_attention_factor(section, factor),
+        beta_fast=_number(section, "beta_fast", place) if section.get("beta_fast") else 32.0,
+        beta_slow=_number(section, "beta_slow", place) if section.get("beta_slow") else 1.0,
+        attention_factor=_attention_factor(section, place, factor),
         truncate=bool(section.get("truncate", True)),
     )
 
 
-def _attention_factor(section: Mapping, factor: float) -> float | None:
-    given = section.get("attention_factor")
-    if given is not None:
-        return float(given)
-    over, under = section.get("mscale"), section.get("mscale_all_dim")
-    if not (over and under):
+def _attention_factor(section: Mapping, place: str, factor: float) -> float | None:
+    if section.get("attention_factor") is not None:
+        return _number(section, "attention_factor", place)
+    if not (section.get("mscale") and section.get("mscale_all_dim")):
         return None
     if factor <= 1:
         return 1.0
+    over, under = (_number(section, name, place) for name in ("mscale", "mscale_all_dim"))
     return (0.1 * over * math.log(factor) + 1) / (0.1 * under * math.log(factor) + 1)
 
 

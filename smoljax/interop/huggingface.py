@@ -104,7 +104,7 @@ def save(
     max_shard_bytes: int = 5 * 10**9,
     chat_template: str | None = None,
 ) -> None:
-    """Writes a folder that transformers loads; it appears whole, in place of an older one, or not at all.
+    """Writes a folder that transformers loads; it appears whole, in place of an older model, or not at all.
 
     Args:
       path: the folder.
@@ -119,6 +119,7 @@ def save(
       SmoljaxError: no Hugging Face family expresses the model, or a parameter is missing, unknown, of another shape
         or not finite in `dtype`.
     """
+    _check_place(Path(path))
     values = hf_config.from_config(config, dtype=dtype, tokenizer=tokenizer)
     if chat_template is not None and tokenizer is None:
         raise SmoljaxError("a chat template is written with a tokenizer: give one, too")
@@ -158,6 +159,15 @@ def save(
             from smoljax.interop import tokenizers
 
             tokenizers.export(folder, tokenizer, chat_template=chat_template)
+
+
+def _check_place(path: Path) -> None:
+    """The folder is replaced whole, so it must be one of ours."""
+    is_other = path.is_dir() and any(path.iterdir()) and not (path / CONFIG_FILE).is_file()
+    if path.is_file() or is_other:
+        raise SmoljaxError(
+            f"{path} exists and is no Hugging Face folder (it has no {CONFIG_FILE}): name another place"
+        )
 
 
 def _check_tensors(

@@ -69,7 +69,9 @@ def open_folder(folder: Path | str) -> dict[str, Stored]:
 
 def _open_shards(folder: Path, index: Path) -> dict[str, Stored]:
     weight_map = read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict):
+    if not isinstance(weight_map, dict) or not all(
+        isinstance(shard, str) for shard in weight_map.values()
+    ):
         raise SmoljaxError(
             f"{index} has no weight_map: it is not the index of a sharded checkpoint"
         )
@@ -115,7 +117,9 @@ def open_file(path: Path) -> dict[str, Stored]:
             name: _stored(path, name, entry, begin=8 + length, size=size)
             for name, entry in entries.items()
         }
-    except (UnicodeDecodeError, json.JSONDecodeError, AttributeError, KeyError, TypeError) as error:
+    except SmoljaxError:
+        raise
+    except (ValueError, AttributeError, KeyError, TypeError) as error:
         raise SmoljaxError(f"{path} has a damaged header: {error}") from error
 
 

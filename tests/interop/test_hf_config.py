@@ -153,6 +153,17 @@ def test_rope_scaling(section, scaling):
             LLAMA | {"rope_theta": 1e4, "rope_parameters": {"rope_theta": 5e5}},
             "rope_theta 10000.0 and rope_parameters.rope_theta 500000.0 disagree",
         ),
+        (LLAMA | {"rope_parameters": [1]}, "rope_parameters is [1], expected an object"),
+        (LLAMA | {"rope_theta": "big"}, "rope_theta is 'big'"),
+        (LLAMA | {"rms_norm_eps": "1e-6"}, "rms_norm_eps is '1e-6'"),
+        (
+            LLAMA | {"rope_scaling": YARN | {"beta_fast": "fast"}},
+            "rope_scaling.beta_fast is 'fast'",
+        ),
+        (
+            LLAMA | {"rope_scaling": YARN | {"original_max_position_embeddings": "64"}},
+            "original_max_position_embeddings is '64'",
+        ),
         (LLAMA | {"rope_scaling": YARN, "rope_parameters": {"rope_theta": 1e4}}, "two spellings"),
         (LLAMA | {"rope_scaling": None, "rope_parameters": YARN}, "two spellings"),
         (SMOLLM3 | {"no_rope_layers": [1, 1, 1]}, "no_rope_layers is [1, 1, 1], expected 4"),

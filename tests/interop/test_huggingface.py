@@ -271,6 +271,24 @@ def test_a_damaged_header(folder):
     assert "damaged header" in refused(folder)
 
 
+def test_a_header_with_any_byte_changed_is_read_or_refused(folder):
+    """Never another kind of exception, and never other numbers under a right name unnoticed by their count."""
+    file = folder / "model.safetensors"
+    data = file.read_bytes()
+    end = 8 + int.from_bytes(data[:8], "little")
+    rng = np.random.default_rng(0)
+    refusals = 0
+    for _ in range(300):
+        changed = bytearray(data)
+        changed[rng.integers(end)] = rng.integers(256)
+        file.write_bytes(changed)
+        try:
+            huggingface.load(folder)
+        except SmoljaxError:
+            refusals += 1
+    assert refusals > 150
+
+
 def test_a_wrong_shape_a_missing_and_an_extra_tensor(folder):
     def edit(tensors):
         tensors[LAST] = tensors[LAST].T.copy()
@@ -376,6 +394,14 @@ def transposed(node, key):
     node[key] = node[key].swapaxes(1, 2)
 
 
+def as_integers(node, key):
+    node[key] = node[key].astype(np.int8)
+
+
+def as_list(node, key):
+    node[key] = node[key].tolist()
+
+
 def removed(node, key):
     del node[key]
 
@@ -400,6 +426,8 @@ def added(node, key):
         ),
         (spoil(("final_norm",), removed), "float32", "params lack final_norm [16]"),
         (spoil(("layers", "mlp", "bias"), added), "float32", "params have layers/mlp/bias"),
+        (spoil(("layers", "mlp", "up"), as_integers), "float32", "layers/mlp/up has dtype int8"),
+        (spoil(("layers", "mlp", "up"), as_list), "float32", "layers/mlp/up is a list"),
     ],
 )
 def test_a_failed_save_leaves_nothing(params, dtype, words, tmp_path):
@@ -415,6 +443,14 @@ def test_a_failed_save_leaves_the_older_folder(folder):
         huggingface.save(folder, MODEL, spoil(("layers", "mlp", "down"), with_value(np.nan))())
     assert (folder / "model.safetensors").read_bytes() == before
     assert list(folder.parent.iterdir()) == [folder]
+
+
+def test_what_is_no_model_folder_is_not_replaced(tmp_path):
+    (tmp_path / "notes.txt").write_text("keep")
+    for place in (tmp_path, tmp_path / "notes.txt"):
+        with pytest.raises(SmoljaxError, match="exists and is no Hugging Face folder"):
+            huggingface.save(place, MODEL, params_of(MODEL))
+    assert (tmp_path / "notes.txt").read_text() == "keep"
 
 
 def test_neither_torch_nor_transformers_is_imported(folder):
