@@ -54,7 +54,7 @@ _WINDOW = {"use_sliding_window": True, "sliding_window": 8}
 
 # (family, variant): the fields of its config that are not the family's.
 VARIANTS = {
-    ("smollm3", "tied"): {"vocab_size": 384, "no_rope_layer_interval": 4, **_rope(50_000.0)},
+    ("smollm3", "tied"): {"no_rope_layer_interval": 4, **_rope(50_000.0)},
     ("smollm3", "untied"): {
         "tie_word_embeddings": False,
         "no_rope_layer_interval": 2,
@@ -66,7 +66,7 @@ VARIANTS = {
     ("smollm3", "yarn"): _rope(50_000.0, **_YARN),
     ("smollm3", "window"): {"no_rope_layer_interval": 2, **_WINDOW, **_rope(50_000.0)},
     ("llama", "tied"): {"tie_word_embeddings": True, **_rope(10_000.0)},
-    ("llama", "untied"): {"num_key_value_heads": 4, **_rope(500_000.0)},
+    ("llama", "untied"): _rope(500_000.0),
     ("llama", "llama3"): {"tie_word_embeddings": True, **_rope(10_000.0, **_LLAMA3)},
     ("qwen3", "tied"): {"tie_word_embeddings": True, **_rope(1_000_000.0)},
     ("qwen3", "untied"): _rope(10_000.0),
@@ -144,7 +144,6 @@ def version_4(config: dict) -> dict:
     taken_for_granted = {
         "layer_types": config.get("layer_types"),  # Derived from the window's fields.
         "tie_word_embeddings": config["model_type"] == "smollm3",
-        "num_key_value_heads": config["num_attention_heads"],
         "head_dim": config["hidden_size"] // config["num_attention_heads"],
         "no_rope_layers": [
             int((layer + 1) % config.get("no_rope_layer_interval", 1) != 0)
