@@ -82,7 +82,7 @@ def save(
     Raises:
       SmoljaxError: llama.cpp has no architecture for the model (the field is named), a hidden_size that is no
         multiple of 32 in a quantised file, a tokenizer of an unknown kind, a parameter that is missing, unknown, of
-        another shape or not finite.
+        another shape or not finite, or a disk that is full.
     """
     gguf = require("gguf", extra="export")
     if dtype not in DTYPES:
@@ -109,6 +109,13 @@ def save(
             _add_field(writer, key, value)
         try:
             _write_tensors(gguf, writer, config, architecture, flat, kinds)
+        except OSError as error:
+            if error.errno is not None:
+                raise
+            # numpy's word for a write that was cut short.
+            raise SmoljaxError(
+                f"{path} could not be written whole ({error}): free some space, or write it elsewhere"
+            ) from error
         finally:
             writer.close()
 

@@ -5,6 +5,7 @@ D model width, N query heads, K key-value heads, H head width, F feed-forward wi
 
 import logging
 import math
+import subprocess
 import tracemalloc
 
 import jax
@@ -17,6 +18,7 @@ from smoljax.interop import gguf as smoljax_gguf
 from smoljax.interop.hf_leaves import leaves, unflatten
 from smoljax.model import ModelConfig
 from smoljax.tokens import tokenizer as smoljax_tokenizer
+from tests.conftest import with_small_files
 
 gguf = pytest.importorskip("gguf", reason="gguf comes with the extra export")
 
@@ -303,6 +305,26 @@ def test_a_weight_too_large_for_f16_is_refused(tmp_path):
     params["embedding"][7, 7] = 1e5
     with pytest.raises(SmoljaxError, match="embedding does not fit f16"):
         smoljax_gguf.save(tmp_path / "m.gguf", SMOLLM3, params, dtype="f16")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_leaves_nothing(tmp_path):
+    program = (
+        "import jax, sys; from smoljax.interop import gguf; from smoljax.model import ModelConfig, init\n"
+        "config = ModelConfig(512, 2, 64, 96, 4, 2)\n"
+        "shapes = jax.eval_shape(lambda: init(config, jax.random.key(0)))\n"
+        "params = jax.tree.map(lambda leaf: __import__('numpy').ones(leaf.shape, 'f4'), shapes)\n"
+        "gguf.save(sys.argv[1], config, params)"
+    )
+    result = subprocess.run(
+        with_small_files(["-c", program, str(tmp_path / "m.gguf")]),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 1
+    assert "SmoljaxError" in result.stderr
+    assert "could not be written whole" in result.stderr
     assert not list(tmp_path.iterdir())
 
 
