@@ -50,7 +50,10 @@ def main(config: dict, workdir: Path, **options: str) -> int:
         _import(config, workdir, Path(folder))
     else:
         source = _read_folder(Path(folder)) if folder else _read_run(config, workdir)
-        _write(source, target, Path(output), dtype)
+        try:
+            _write(source, target, Path(output), dtype)
+        except OSError as error:
+            raise SmoljaxError(f"--output={output} cannot be written: {error}") from error
     return 0
 
 

@@ -18,6 +18,7 @@ from smoljax.tokens import tokenizer as tokenizers
 from smoljax.training import Run
 from smoljax.training.metrics import read_metrics
 from smoljax.training.state import make_state
+from tests.conftest import with_small_files
 
 CONFIG = "tests/tiny_config.py"
 
@@ -162,6 +163,24 @@ def test_a_folder_goes_out_quantised(tmp_path, folder, scheme, tolerance):
     )
     assert 0 < max(jax.tree.leaves(error)) < tolerance
     assert (out / "model.safetensors").stat().st_size < 4 * config.num_params / 2
+
+
+@pytest.mark.parametrize("target", ["huggingface", "gguf"])
+def test_a_disk_that_fills_up_leaves_nothing(tmp_path, folder, target):
+    out = tmp_path / "out"
+    out.mkdir()
+    arguments = [
+        *("-m", "smoljax.convert", f"--config={CONFIG}", f"--workdir={tmp_path / 'run'}"),
+        *(f"--to={target}", f"--from={folder}", f"--output={out / 'model'}"),
+    ]
+    result = subprocess.run(
+        with_small_files(arguments), capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 1
+    message = result.stderr.splitlines()[-1]
+    assert message.startswith("error: ")
+    assert f"{out / 'model'} c" in message  # ... cannot or could not be written
+    assert list(out.iterdir()) == []
 
 
 def test_a_folder_of_another_model_says_what_to_set(tmp_path):
