@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-VERBS = ("curate", "train", "evaluate", "generate", "flow")
+VERBS = ("curate", "train", "evaluate", "generate", "convert", "flow")
 
 
 def call(verb, *arguments):
