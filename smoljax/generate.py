@@ -1,6 +1,7 @@
 """Lets a trained model talk: `python -m smoljax.generate --config=configs/quickstart.py --workdir=runs/quickstart --prompt="def "`.
 
-Prints the text as it is generated. Settings are config.generation: max_new_tokens, temperature, top_k, top_p, seed.
+Prints the text as it is generated. Settings are config.generation: max_new_tokens, temperature, top_k, top_p, min_p,
+repetition_penalty, stop, cache_dtype, seed (such as --config.generation.temperature=0). It runs on the run's mesh.
 With --samples the prompts of config.generation.prompts are continued and written to WORKDIR/samples.json.
 """
 
@@ -24,6 +25,7 @@ def main(config: dict, workdir: Path, *, prompt: str, samples: str) -> int:
     if bool(prompt) == bool(samples):
         raise SmoljaxError('give one of --prompt="..." and --samples=yes')
     start()
+    from smoljax import parallel
     from smoljax.evaluation.sampling import GenerationConfig, Sampler
     from smoljax.training import Run
 
@@ -31,14 +33,11 @@ def main(config: dict, workdir: Path, *, prompt: str, samples: str) -> int:
     settings = configuration.build(GenerationConfig, config.get("generation", {}), "generation")
     step, params = run.restore_params()
     sampler = Sampler(run.model, params, run.tokenizer, settings)
-    if prompt:
-        sys.stdout.write(prompt)
-        for piece in sampler.stream(prompt):
-            sys.stdout.write(piece)
-            sys.stdout.flush()
-        sys.stdout.write("\n")
-        return 0
-    texts = sampler.continue_all(settings.prompts)
+    with parallel.active(run.mesh):
+        if prompt:
+            _write_as_it_comes(prompt, sampler)
+            return 0
+        texts = sampler.continue_all(settings.prompts)
     rows = [
         {"prompt": given, "text": text, "temperature": settings.temperature}
         for given, text in zip(settings.prompts, texts)
@@ -47,6 +46,14 @@ def main(config: dict, workdir: Path, *, prompt: str, samples: str) -> int:
     for row in rows:
         print(f"--- {row['prompt']!r}\n{row['prompt']}{row['text']}")
     return 0
+
+
+def _write_as_it_comes(prompt: str, sampler) -> None:
+    sys.stdout.write(prompt)
+    for piece in sampler.stream(prompt):
+        sys.stdout.write(piece)
+        sys.stdout.flush()
+    sys.stdout.write("\n")
 
 
 if __name__ == "__main__":

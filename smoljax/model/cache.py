@@ -6,67 +6,112 @@ B batch, P prompt slots, T cache slots, N query heads, K key-value heads, G quer
 H head width, D model width, V vocabulary
 """
 
+from typing import NamedTuple
+
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from smoljax.kernels import attention
 from smoljax.model.config import ModelConfig
-from smoljax.model.decoder import Decoder, Layer, LayerKind, attend_to_sequence, rms_norm
+from smoljax.model.decoder import Layer, LayerKind, rms_norm
 from smoljax.model.functions import unembedding
 from smoljax.model.rope import rope_tables
 
-Cache = tuple[tuple[jax.Array, jax.Array], ...]  # Of each layer: keys and values, [B, K, T, H].
+CACHE_DTYPES = ("float32", "bfloat16", "int8")
 
 
-def prepare(config: ModelConfig, params: dict) -> dict:
-    """Parameters as decoding reads them, once per parameter and token: layers apart, the head as rows of D, all in
-    the compute dtype. (A tied head used as `embedding.T` would be transposed anew for every token.)"""
-    params = jax.tree.map(lambda leaf: leaf.astype(config.compute_dtype), params)
-    return {
-        "embedding": params["embedding"],
-        "layers": tuple(
-            jax.tree.map(lambda leaf, i=i: leaf[i], params["layers"])
-            for i in range(config.num_layers)
-        ),
-        "final_norm": params["final_norm"],
-        "head": unembedding(config, params),
-    }
+class Prepared(NamedTuple):
+    """Parameters as decoding reads them, in the compute dtype.
+
+    Attributes:
+      embedding: [V, D].
+      layers: one tree per layer.
+      final_norm: [D].
+      head: [D, V].
+    """
+
+    embedding: jax.Array
+    layers: tuple[dict, ...]
+    final_norm: jax.Array
+    head: jax.Array
+
+
+class Stored(NamedTuple):
+    """Keys or values of one layer.
+
+    Attributes:
+      values: [B, K, T, H]; int8 counts steps of `scale`.
+      scale: f32 [B, K, T], the step of each token and head of an int8 cache; None for other dtypes.
+    """
+
+    values: jax.Array
+    scale: jax.Array | None
+
+
+Cache = tuple[tuple[Stored, Stored], ...]  # Of each layer: keys and values.
+
+
+def prepare(config: ModelConfig, params: dict) -> Prepared:
+    """Layers apart, the head as rows of D: once per parameter, and not for every token. (A tied head used as
+    `embedding.T` would be transposed anew each time.)"""
+    # A parameter is whatever is not a dict: a quantised one (smoljax.interop.quantize) is cast as a whole.
+    params = jax.tree.map(
+        lambda leaf: leaf.astype(config.compute_dtype),
+        params,
+        is_leaf=lambda node: not isinstance(node, dict),
+    )
+    layers = tuple(
+        jax.tree.map(lambda leaf, i=i: leaf[i], params["layers"]) for i in range(config.num_layers)
+    )
+    return Prepared(params["embedding"], layers, params["final_norm"], unembedding(config, params))
 
 
 def prefill(
-    config: ModelConfig, params: dict, tokens_BP: jax.Array, first_B: jax.Array, *, slots: int
+    config: ModelConfig,
+    prepared: Prepared,
+    tokens_BP: jax.Array,
+    first_B: jax.Array,
+    *,
+    slots: int,
+    cache_dtype: str | None = None,
 ) -> tuple[jax.Array, Cache]:
     """Reads the prompts.
 
     Args:
       config: the model.
-      params: as `init` makes them.
+      prepared: of `prepare`.
       tokens_BP: int32 prompts, padded on the left.
       first_B: int32, the slot of each row's first real token.
       slots: T, at least P.
+      cache_dtype: one of CACHE_DTYPES; None is the compute dtype. The prompt itself is read unrounded.
 
     Returns:
       Logits after the last token, f32 [B, V], and the cache with slots 0 to P - 1 filled.
     """
     slot_1P = jnp.arange(tokens_BP.shape[1])[None]
-    positions_BP = jnp.maximum(slot_1P - first_B[:, None], 0)
     segment_ids_BP = (slot_1P >= first_B[:, None]).astype(jnp.int32)
+    positions_BP = jnp.maximum(slot_1P - first_B[:, None], 0)
 
-    def attend(q_BPNH, k_BPKH, v_BPKH, windowed):
-        output_BPNH = attend_to_sequence(
-            config, q_BPNH, k_BPKH, v_BPKH, windowed, segment_ids_BS=segment_ids_BP
+    def attend(i, q_BPNH, k_BPKH, v_BPKH):
+        output_BPNH = attention(
+            q_BPNH,
+            k_BPKH,
+            v_BPKH,
+            segment_ids=segment_ids_BP,
+            window=config.window(i),
+            implementation=config.attention,
         )
-        return output_BPNH, (_to_slots(k_BPKH, slots), _to_slots(v_BPKH, slots))
+        dtype = cache_dtype or config.compute_dtype
+        return output_BPNH, tuple(_to_slots(x, slots, dtype) for x in (k_BPKH, v_BPKH))
 
-    decoder = Decoder(config, attend)
-    hidden_BPD, (keys, values) = decoder.apply({"params": params}, tokens_BP, positions_BP)
-    head_DV = unembedding(config, params).astype(hidden_BPD.dtype)
-    logits_BV = jnp.matmul(hidden_BPD[:, -1], head_DV, preferred_element_type=jnp.float32)
-    return logits_BV, tuple((keys[i], values[i]) for i in range(config.num_layers))
+    x_BPD, cache = _layers(config, prepared, tokens_BP, positions_BP, attend)
+    return _logits(config, prepared, x_BPD[:, -1]), cache
 
 
 def decode(
     config: ModelConfig,
-    prepared: dict,
+    prepared: Prepared,
     cache: Cache,
     token_B: jax.Array,
     slot: jax.Array,
@@ -85,60 +130,88 @@ def decode(
     Returns:
       Logits after the token, f32 [B, V], and the cache with `slot` filled.
     """
+    slot_1T = jnp.arange(cache[0][0].values.shape[2])[None]
+    visible_BT = (slot_1T >= first_B[:, None]) & (slot_1T <= slot)
+
+    def attend(i, q_B1NH, k_B1KH, v_B1KH):
+        keys, values = (_write(old, x, slot) for old, x in zip(cache[i], (k_B1KH, v_B1KH)))
+        window = config.window(i)
+        reach_BT = visible_BT if window is None else visible_BT & (slot_1T > slot - window)
+        return _attend_to_cache(q_B1NH, keys, values, reach_BT), (keys, values)
+
+    positions_B1 = (slot - first_B)[:, None]
+    x_B1D, cache = _layers(config, prepared, token_B[:, None], positions_B1, attend)
+    return _logits(config, prepared, x_B1D[:, 0]), cache
+
+
+def _layers(config, prepared, tokens_BS, positions_BS, attend) -> tuple[jax.Array, Cache]:
+    """All layers, one after the other; `attend(i, q, k, v)` is the attention of layer i and hands out its cache."""
     cos, sin = rope_tables(
-        (slot - first_B)[:, None],
+        positions_BS,
         head_dim=config.head_dim,
         theta=config.rope_theta,
         scaling=config.rope_scaling,
         dtype=jnp.dtype(config.compute_dtype),
     )
-    slot_1T = jnp.arange(cache[0][0].shape[2])[None]
-    visible_BT = (slot_1T >= first_B[:, None]) & (slot_1T <= slot)
-    if config.sliding_window is not None:
-        near_BT = visible_BT & (slot_1T > slot - config.sliding_window)
-    x_B1D = prepared["embedding"][token_B][:, None]
-    filled = []
-    for i, (params, (keys_BKTH, values_BKTH)) in enumerate(zip(prepared["layers"], cache)):
-        reach_BT = visible_BT if config.window(i) is None else near_BT
-
-        def attend(
-            q_B1NH,
-            k_B1KH,
-            v_B1KH,
-            windowed,
-            keys_BKTH=keys_BKTH,
-            values_BKTH=values_BKTH,
-            reach_BT=reach_BT,
-        ):
-            del windowed  # The layer is known here.
-            at = (0, 0, slot, 0)
-            keys_BKTH = jax.lax.dynamic_update_slice(keys_BKTH, jnp.swapaxes(k_B1KH, 1, 2), at)
-            values_BKTH = jax.lax.dynamic_update_slice(values_BKTH, jnp.swapaxes(v_B1KH, 1, 2), at)
-            output_B1NH = _attend_to_cache(q_B1NH, keys_BKTH, values_BKTH, reach_BT)
-            return output_B1NH, (keys_BKTH, values_BKTH)
-
-        layer = Layer(config, attend)
+    x_BSD = prepared.embedding[tokens_BS]
+    cache = []
+    for i, params in enumerate(prepared.layers):
+        layer = Layer(config, lambda q, k, v, windowed, i=i: attend(i, q, k, v))
         kind = LayerKind(config.uses_rope(i), None)
-        x_B1D, kept = layer.apply({"params": params}, x_B1D, kind, cos, sin)
-        filled.append(kept)
-    x_B1D = rms_norm(x_B1D, prepared["final_norm"], eps=config.norm_eps)
-    logits_BV = jnp.matmul(x_B1D[:, 0], prepared["head"], preferred_element_type=jnp.float32)
-    return logits_BV, tuple(filled)
+        x_BSD, filled = layer.apply({"params": params}, x_BSD, kind, cos, sin)
+        cache.append(filled)
+    return x_BSD, tuple(cache)
 
 
-def _attend_to_cache(q_B1NH, keys_BKTH, values_BKTH, visible_BT):
+def _logits(config, prepared, x_BD) -> jax.Array:
+    x_BD = rms_norm(x_BD, prepared.final_norm, eps=config.norm_eps)
+    return jnp.matmul(x_BD, prepared.head, preferred_element_type=jnp.float32)
+
+
+def _attend_to_cache(q_B1NH, keys: Stored, values: Stored, visible_BT) -> jax.Array:
     B, _, N, H = q_B1NH.shape
-    K = keys_BKTH.shape[1]
+    K = keys.values.shape[1]
+    dtype = q_B1NH.dtype
     q_BKGH = (q_B1NH * H**-0.5).reshape(B, K, N // K, H)
     scores_BKGT = jnp.einsum(
-        "bkgh,bkth->bkgt", q_BKGH, keys_BKTH, preferred_element_type=jnp.float32
+        "bkgh,bkth->bkgt", q_BKGH, keys.values.astype(dtype), preferred_element_type=jnp.float32
     )
+    # The step of an int8 token is the same for all of H, so it leaves the sums.
+    if keys.scale is not None:
+        scores_BKGT = scores_BKGT * keys.scale[:, :, None]
     scores_BKGT = jnp.where(visible_BT[:, None, None], scores_BKGT, -jnp.inf)
-    weights_BKGT = jax.nn.softmax(scores_BKGT, axis=-1).astype(values_BKTH.dtype)
-    return jnp.einsum("bkgt,bkth->bkgh", weights_BKGT, values_BKTH).reshape(B, 1, N, H)
+    weights_BKGT = jax.nn.softmax(scores_BKGT, axis=-1)
+    if values.scale is not None:
+        weights_BKGT = weights_BKGT * values.scale[:, :, None]
+    output_BKGH = jnp.einsum(
+        "bkgt,bkth->bkgh", weights_BKGT.astype(dtype), values.values.astype(dtype)
+    )
+    return output_BKGH.reshape(B, 1, N, H)
 
 
-def _to_slots(x_BPKH: jax.Array, slots: int) -> jax.Array:
+def _write(old: Stored, x_B1KH: jax.Array, slot: jax.Array) -> Stored:
+    new = _store(jnp.swapaxes(x_B1KH, 1, 2), str(old.values.dtype))
+    return jax.tree.map(
+        lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new, slot, 2), old, new
+    )
+
+
+def _to_slots(x_BPKH: jax.Array, slots: int, dtype: str) -> Stored:
     """[B, P, K, H] to [B, K, T, H], where a query reads one head's keys in one piece."""
-    x_BKPH = jnp.swapaxes(x_BPKH, 1, 2)
-    return jnp.pad(x_BKPH, ((0, 0), (0, 0), (0, slots - x_BKPH.shape[2]), (0, 0)))
+    stored = _store(jnp.swapaxes(x_BPKH, 1, 2), dtype)
+    room = slots - x_BPKH.shape[1]
+    return jax.tree.map(
+        lambda x: jnp.pad(x, [(0, room if axis == 2 else 0) for axis in range(x.ndim)]), stored
+    )
+
+
+def _store(x_BKTH: jax.Array, dtype: str) -> Stored:
+    """Rounds to `dtype`: int8 symmetrically, so that the largest value of a token and head becomes 127."""
+    names = ("activation_batch", "activation_kv_heads", None, None)
+    x_BKTH = nn.with_logical_constraint(x_BKTH, names)
+    if dtype != "int8":
+        return Stored(x_BKTH.astype(dtype), None)
+    x_BKTH = x_BKTH.astype(jnp.float32)
+    scale_BKT = jnp.max(jnp.abs(x_BKTH), axis=-1) / 127
+    step_BKT1 = jnp.where(scale_BKT > 0, scale_BKT, 1)[..., None]
+    return Stored(jnp.round(x_BKTH / step_BKT1).astype(jnp.int8), scale_BKT)

@@ -1,19 +1,27 @@
 """Text generation: prefill, then one compiled loop over new tokens.
 
+Inside `smoljax.parallel.active(mesh)` it runs on the mesh: rows over data and fsdp, key-value heads over tensor.
+(Devices along context repeat the work of one.)
+
 B batch, P prompt slots, M new tokens, V vocabulary
 """
 
+import contextlib
 import functools
+import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from smoljax.errors import SmoljaxError
-from smoljax.model.cache import Cache, decode, prefill, prepare
+from smoljax.model import sampling as draws
+from smoljax.model.cache import CACHE_DTYPES, Cache, Prepared, decode, prefill, prepare
 from smoljax.model.config import ModelConfig
+from smoljax.model.sampling import Sampling
 
 # Programs are compiled per batch size, prompt slots and room for new tokens; both lengths are rounded up to these.
 _PROMPT_BUCKET = 32
@@ -22,54 +30,27 @@ _NEW_TOKENS_BUCKET = 64
 
 def generate(
     config: ModelConfig,
-    params: dict,
+    params: dict | Prepared,
     prompts: Sequence[Sequence[int]],
     *,
     max_new_tokens: int,
-    temperature: float = 0.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    key: jax.Array | None = None,
-    stop_ids: Sequence[int] = (),
+    **options,
 ) -> list[list[int]]:
-    """Continues each prompt.
-
-    Args:
-      config: the model.
-      params: as `init` makes them.
-      prompts: token ids; lengths may differ, and no prompt influences another.
-      max_new_tokens: the most new ids per prompt.
-      temperature: divides the logits; 0 takes the most likely token.
-      top_k: sample among the k most likely tokens only; 0 is no limit.
-      top_p: then sample among the fewest tokens that hold this probability mass; 1 is no limit.
-      key: JAX random key; needed when temperature is above 0. Row b draws from fold_in(key, b).
-      stop_ids: a row ends with the first of these that it produces (which is returned).
-
-    Returns:
-      The new ids of each prompt.
-
-    Raises:
-      SmoljaxError: no prompts, an empty prompt, an id outside the vocabulary, more tokens than max_seq_len, or a
-        sampling option out of its range.
-    """
+    """Continues each prompt: all that `stream` yields, joined, the new ids of each prompt. Takes its arguments."""
     chunks = stream(
         config,
         params,
         prompts,
         max_new_tokens=max_new_tokens,
         tokens_per_chunk=max_new_tokens,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        key=key,
-        stop_ids=stop_ids,
+        **options,
     )
     return [[token for part in parts for token in part] for parts in zip(*chunks)]
 
 
 def stream(
     config: ModelConfig,
-    params: dict,
+    params: dict | Prepared,
     prompts: Sequence[Sequence[int]],
     *,
     max_new_tokens: int,
@@ -77,44 +58,79 @@ def stream(
     temperature: float = 0.0,
     top_k: int = 0,
     top_p: float = 1.0,
+    min_p: float = 0.0,
+    repetition_penalty: float = 1.0,
     key: jax.Array | None = None,
     stop_ids: Sequence[int] = (),
+    cache_dtype: str | None = None,
 ) -> Iterator[list[list[int]]]:
-    """Like `generate`, but yields the new ids of each prompt every `tokens_per_chunk` tokens, as they come.
+    """Continues each prompt, and yields its new ids every `tokens_per_chunk` tokens, as they come.
 
-    A row that has ended yields empty lists. Joined, the chunks are what `generate` returns. Arguments are checked
-    when the first chunk is asked for.
+    A row that has ended yields empty lists. Arguments are checked when the first chunk is asked for.
+
+    Args:
+      config: the model.
+      params: as `init` makes them, or the outcome of `smoljax.model.cache.prepare`, which spares doing that anew.
+      prompts: token ids; lengths may differ, and no prompt influences another.
+      max_new_tokens: the most new ids per prompt.
+      tokens_per_chunk: how many ids come at once.
+      temperature: divides the logits; 0 takes the most likely token.
+      top_k: sample among the k most likely tokens only; 0 is no limit.
+      top_p: then among the fewest tokens that hold this probability mass; 1 is no limit.
+      min_p: then among tokens at least this probable, relative to the most likely one; 0 is no limit.
+      repetition_penalty: before all that (and when greedy), the positive logits of tokens that the prompt or the
+        new text holds are divided by this, negative ones multiplied; 1 is no penalty.
+      key: JAX random key; needed when temperature is above 0. Row b draws from fold_in(key, b).
+      stop_ids: a row ends with the first of these that it produces (which is returned).
+      cache_dtype: how keys and values are kept: "float32", "bfloat16", "int8" (a scale for each token and head);
+        None is the compute dtype.
+
+    Raises:
+      SmoljaxError: no prompts, an empty prompt, an id outside the vocabulary, more tokens than max_seq_len, or an
+        option out of its range.
     """
-    _check(config, prompts, max_new_tokens, tokens_per_chunk, temperature, top_k, top_p, key)
-    tokens_BP, first_B = _pad_left(prompts)
-    sampling = Sampling(
-        temperature=jnp.float32(temperature or 1.0),
-        top_k=jnp.int32(top_k or config.vocab_size),
-        top_p=jnp.float32(top_p),
-        stop_ids=jnp.asarray(stop_ids, jnp.int32),
+    _check(config, prompts, max_new_tokens, tokens_per_chunk, cache_dtype)
+    kind, sampling = draws.options(
+        vocab_size=config.vocab_size,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        stop_ids=stop_ids,
     )
-    kind = "greedy" if temperature == 0 else "plain" if top_k == 0 and top_p == 1 else "filtered"
+    if temperature > 0 and key is None:
+        raise SmoljaxError(
+            f"temperature is {temperature} but key is None: give a key, as jax.random.key(seed)"
+        )
+    B = len(prompts)
+    tokens_BP, first_B = _pad(prompts)
     key = jax.random.key(0) if key is None else key
-    keys_B = jax.vmap(lambda row: jax.random.fold_in(key, row))(jnp.arange(len(prompts)))
-    room = _round_up(max_new_tokens, _NEW_TOKENS_BUCKET)
-    prepared = _prepare(config, params)
-    state = _start(config, kind, room, params, tokens_BP, first_B, keys_B, sampling)
-    handed_out, ended_B = 0, np.zeros(len(prompts), bool)
+    keys_B = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(len(first_B)))
+    seen_BV = None if repetition_penalty == 1 else _seen(config.vocab_size, prompts, len(first_B))
+    layout = Layout(kind, _round_up(max_new_tokens, _NEW_TOKENS_BUCKET), cache_dtype)
+    with _without_context():
+        prepared = params if isinstance(params, Prepared) else _prepare(config, params)
+        done_B = np.arange(len(first_B)) >= B
+        state = _start(
+            config, layout, prepared, tokens_BP, first_B, keys_B, sampling, seen_BV, done_B
+        )
+    handed_out, ended_B = 0, np.zeros(B, bool)
     while handed_out < max_new_tokens and not ended_B.all():
         limit = min(handed_out + tokens_per_chunk, max_new_tokens)
-        state = _continue(config, kind, prepared, state, first_B, keys_B, sampling, limit)
-        chunk_BM = np.asarray(state.new_BM)[:, handed_out : int(state.count)]
+        with _without_context():
+            state = _continue(config, kind, prepared, state, first_B, keys_B, sampling, limit)
+        chunk_BM = np.asarray(state.new_BM)[:B, handed_out : int(state.count)]
         handed_out += chunk_BM.shape[1]
         yield [_until_stop(row, ended_B, b, stop_ids) for b, row in enumerate(chunk_BM)]
 
 
-class Sampling(NamedTuple):
-    """Scalars that shape the distribution, and the ids that end a row; traced, so no value compiles anew."""
+class Layout(NamedTuple):
+    """What is compiled: the kind of drawing, the room for new tokens, how the cache is kept."""
 
-    temperature: jax.Array
-    top_k: jax.Array
-    top_p: jax.Array
-    stop_ids: jax.Array
+    kind: str
+    room: int
+    cache_dtype: str | None
 
 
 class State(NamedTuple):
@@ -125,20 +141,29 @@ class State(NamedTuple):
     count: jax.Array
     slot: jax.Array
     done_B: jax.Array
+    seen_BV: jax.Array | None
 
 
 _prepare = jax.jit(prepare, static_argnums=0)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _start(config, kind, room, params, tokens_BP, first_B, keys_B, sampling) -> State:
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _start(
+    config, layout, prepared, tokens_BP, first_B, keys_B, sampling, seen_BV, done_B
+) -> State:
     """Reads the prompts and draws the first token."""
     B, P = tokens_BP.shape
-    logits_BV, cache = prefill(config, params, tokens_BP, first_B, slots=P + room)
-    token_B = sample(kind, logits_BV, keys_B, 0, sampling)
-    new_BM = jnp.zeros((B, room), jnp.int32).at[:, 0].set(token_B)
-    done_B = jnp.isin(token_B, sampling.stop_ids)
-    return State(cache, new_BM, jnp.int32(1), jnp.int32(P), done_B)
+    logits_BV, cache = prefill(
+        config,
+        prepared,
+        tokens_BP,
+        first_B,
+        slots=P + layout.room,
+        cache_dtype=layout.cache_dtype,
+    )
+    new_BM = jnp.zeros((B, layout.room), jnp.int32)
+    state = State(cache, new_BM, jnp.int32(0), jnp.int32(P - 1), done_B, seen_BV)
+    return _append(layout.kind, state, logits_BV, keys_B, sampling)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=3)
@@ -151,45 +176,28 @@ def _continue(config, kind, prepared, state, first_B, keys_B, sampling, limit) -
     def step(state):
         token_B = jax.lax.dynamic_index_in_dim(state.new_BM, state.count - 1, 1, keepdims=False)
         logits_BV, cache = decode(config, prepared, state.cache, token_B, state.slot, first_B)
-        token_B = sample(kind, logits_BV, keys_B, state.count, sampling)
-        new_BM = jax.lax.dynamic_update_index_in_dim(state.new_BM, token_B, state.count, 1)
-        done_B = state.done_B | jnp.isin(token_B, sampling.stop_ids)
-        return State(cache, new_BM, state.count + 1, state.slot + 1, done_B)
+        return _append(kind, state._replace(cache=cache), logits_BV, keys_B, sampling)
 
     return jax.lax.while_loop(unfinished, step, state)
 
 
-def sample(
-    kind: str,
-    logits_BV: jax.Array,
-    keys_B: jax.Array,
-    count: jax.Array | int,
-    sampling: Sampling,
-) -> jax.Array:
-    """Draws one token per row, int32 [B]: temperature, then top-k, then top-p (the order of transformers).
-
-    Args:
-      kind: "greedy", "plain" (temperature only) or "filtered".
-      logits_BV: f32.
-      keys_B: one random key per row.
-      count: number of the token, folded into the keys.
-      sampling: the options.
-    """
-    if kind == "greedy":
-        return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
-    logits_BV = logits_BV / sampling.temperature
-    if kind == "filtered":
-        sorted_BV = -jnp.sort(-logits_BV, axis=-1)
-        among_top_k = (jnp.arange(logits_BV.shape[1]) < sampling.top_k)[None]
-        sorted_BV = jnp.where(among_top_k, sorted_BV, -jnp.inf)
-        mass_BV = jax.nn.softmax(sorted_BV, axis=-1)
-        mass_before_BV = jnp.cumsum(mass_BV, axis=-1) - mass_BV
-        # The first token has no mass before it, so at least one is kept.
-        kept_BV = among_top_k & (mass_before_BV < sampling.top_p)
-        least_B1 = jnp.min(jnp.where(kept_BV, sorted_BV, jnp.inf), axis=-1, keepdims=True)
-        logits_BV = jnp.where(logits_BV >= least_B1, logits_BV, -jnp.inf)
-    keys_B = jax.vmap(jax.random.fold_in, (0, None))(keys_B, count)
-    return jax.vmap(jax.random.categorical)(keys_B, logits_BV).astype(jnp.int32)
+def _append(kind, state: State, logits_BV, keys_B, sampling: Sampling) -> State:
+    """Draws the next token of each row."""
+    scores_BV = draws.scores(kind, logits_BV, state.seen_BV, sampling)
+    token_B = draws.draw(kind, scores_BV, keys_B, state.count)
+    new_BM = jax.lax.dynamic_update_index_in_dim(state.new_BM, token_B, state.count, 1)
+    seen_BV = state.seen_BV
+    if seen_BV is not None:
+        seen_BV = seen_BV.at[jnp.arange(len(token_B)), token_B].set(True)
+    return State(
+        state.cache,
+        # Every host reads all rows.
+        nn.with_logical_constraint(new_BM, (None, None)),
+        state.count + 1,
+        state.slot + 1,
+        state.done_B | jnp.isin(token_B, sampling.stop_ids),
+        seen_BV,
+    )
 
 
 def _until_stop(row, ended_B: np.ndarray, b: int, stop_ids: Sequence[int]) -> list[int]:
@@ -202,23 +210,48 @@ def _until_stop(row, ended_B: np.ndarray, b: int, stop_ids: Sequence[int]) -> li
     return tokens
 
 
-def _pad_left(prompts) -> tuple[jax.Array, jax.Array]:
+def _pad(prompts) -> tuple[np.ndarray, np.ndarray]:
+    """Prompts padded on the left, and where each begins; on a mesh, with further rows until they divide over it."""
     slots = _round_up(max(len(prompt) for prompt in prompts), _PROMPT_BUCKET)
-    tokens_BP = np.zeros((len(prompts), slots), np.int32)
-    for row_P, prompt in zip(tokens_BP, prompts):
-        row_P[slots - len(prompt) :] = prompt
-    return jnp.asarray(tokens_BP), jnp.asarray([slots - len(prompt) for prompt in prompts])
+    rows = _round_up(len(prompts), _batch_parts())
+    tokens_BP = np.zeros((rows, slots), np.int32)
+    first_B = np.full(rows, slots - 1, np.int32)
+    for b, prompt in enumerate(prompts):
+        first_B[b] = slots - len(prompt)
+        tokens_BP[b, first_B[b] :] = prompt
+    return tokens_BP, first_B
+
+
+def _seen(vocab_size: int, prompts, rows: int) -> np.ndarray:
+    seen_BV = np.zeros((rows, vocab_size), bool)
+    for b, prompt in enumerate(prompts):
+        seen_BV[b, list(prompt)] = True
+    return seen_BV
+
+
+def _batch_parts() -> int:
+    """Over how many devices the active mesh splits the batch; 1 without one."""
+    (axes,) = nn.logical_to_mesh_axes(("activation_batch",))
+    sizes = jax.sharding.get_abstract_mesh().shape
+    return math.prod(sizes[axis] for axis in ((axes,) if isinstance(axes, str) else axes or ()))
+
+
+def _without_context() -> contextlib.AbstractContextManager:
+    """One token cannot be split along the sequence."""
+    return nn.logical_axis_rules([("activation_sequence", None), *nn.get_logical_axis_rules()])
 
 
 def _round_up(length: int, multiple: int) -> int:
     return -(-length // multiple) * multiple
 
 
-def _check(
-    config, prompts, max_new_tokens, tokens_per_chunk, temperature, top_k, top_p, key
-) -> None:
+def _check(config, prompts, max_new_tokens, tokens_per_chunk, cache_dtype) -> None:
     if not len(prompts):
         raise SmoljaxError("generate got no prompts: give at least one list of token ids")
+    if max_new_tokens < 1 or tokens_per_chunk < 1:
+        raise SmoljaxError(
+            f"max_new_tokens is {max_new_tokens} and tokens_per_chunk {tokens_per_chunk}: both must be at least 1"
+        )
     for number, prompt in enumerate(prompts):
         if not len(prompt):
             raise SmoljaxError(f"prompt {number} is empty: begin it with the tokenizer's BOS id")
@@ -233,17 +266,7 @@ def _check(
                 f"prompt {number} has {len(prompt)} tokens, and with {max_new_tokens} new ones exceeds the model's "
                 f"max_seq_len={config.max_seq_len}: shorten it, or lower max_new_tokens"
             )
-    if max_new_tokens < 1 or tokens_per_chunk < 1:
+    if cache_dtype is not None and cache_dtype not in CACHE_DTYPES:
         raise SmoljaxError(
-            f"max_new_tokens is {max_new_tokens} and tokens_per_chunk {tokens_per_chunk}: both must be at least 1"
-        )
-    if not temperature >= 0:
-        raise SmoljaxError(f"temperature is {temperature}: set it to 0 (greedy) or above")
-    if top_k < 0:
-        raise SmoljaxError(f"top_k is {top_k}: set it to 0 (no limit) or above")
-    if not 0 < top_p <= 1:
-        raise SmoljaxError(f"top_p is {top_p}: set it above 0 and at most 1")
-    if temperature > 0 and key is None:
-        raise SmoljaxError(
-            f"temperature is {temperature} but key is None: give a key, as jax.random.key(seed)"
+            f"cache_dtype is {cache_dtype!r}: set it to one of {', '.join(CACHE_DTYPES)}, or to None"
         )

@@ -1,19 +1,24 @@
-"""Generation with a cache against the same model without one.
+"""The generation loop against the same model asked token by token.
 
-B batch, S sequence, T cache slots, V vocabulary
+B batch, S sequence, V vocabulary
 """
 
-import dataclasses
+import json
+import os
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
+from smoljax import parallel
 from smoljax.errors import SmoljaxError
-from smoljax.model import ModelConfig, forward, generate, init, stream
-from smoljax.model.cache import decode, prefill, prepare
-from smoljax.model.generate import Sampling, sample
+from smoljax.model import ModelConfig, forward, generate, init, logical_axes, stream
+from smoljax.model.cache import prefill, prepare
+from smoljax.model.generate import _without_context
 
 CONFIG = ModelConfig(
     vocab_size=64,
@@ -41,31 +46,6 @@ def logits_after(params, tokens):
     row_1S = np.zeros((1, 64), np.int32)
     row_1S[0, : len(tokens)] = tokens
     return np.asarray(compiled_forward(CONFIG, params, row_1S))[0, len(tokens) - 1]
-
-
-@pytest.mark.parametrize("interval", [0, 1, 3])  # RoPE everywhere, nowhere, mixed.
-@pytest.mark.parametrize("tied", [True, False])
-def test_cached_logits_equal_uncached(interval, tied):
-    config = dataclasses.replace(CONFIG, no_rope_layer_interval=interval, tie_embeddings=tied)
-    params = jax.jit(init, static_argnums=0)(config, jax.random.key(1))
-    tokens_BS = jax.random.randint(jax.random.key(2), (3, 20), 0, config.vocab_size)
-    lengths = [4, 9, 1]
-    expected_BSV = compiled_forward(config, params, tokens_BS)
-
-    padded_BP = np.zeros((3, 12), np.int32)
-    for b, length in enumerate(lengths):
-        padded_BP[b, 12 - length :] = tokens_BS[b, :length]
-    first_B = 12 - jnp.asarray(lengths)
-    read = jax.jit(prefill, static_argnums=0, static_argnames="slots")
-    logits_BV, cache = read(config, params, padded_BP, first_B, slots=24)
-    step = jax.jit(decode, static_argnums=0)
-    prepared = prepare(config, params)
-    for count in range(10):
-        for b, length in enumerate(lengths):
-            want_V = expected_BSV[b, length + count - 1]
-            np.testing.assert_allclose(logits_BV[b], want_V, atol=1e-4)
-        token_B = jnp.stack([tokens_BS[b, length + count] for b, length in enumerate(lengths)])
-        logits_BV, cache = step(config, prepared, cache, token_B, 12 + count, first_B)
 
 
 def test_greedy_takes_the_most_likely_token_whatever_stands_beside(params):
@@ -109,6 +89,105 @@ def test_seeds_decide(params):
     assert same[0] != same[1]  # Rows draw apart.
 
 
+def test_a_row_draws_the_same_whatever_stands_beside_it(params):
+    options = {"max_new_tokens": 20, "temperature": 1.0, "key": jax.random.key(0)}
+    together = generate(CONFIG, params, PROMPTS, **options)
+    other_rows = [PROMPTS[0], [3] * 40, [8, 8]]
+    assert generate(CONFIG, params, PROMPTS[:1], **options) == together[:1]
+    assert generate(CONFIG, params, other_rows, **options)[0] == together[0]
+
+
+def test_prepared_parameters_serve_too(params):
+    prepared = prepare(CONFIG, params)
+    options = {"max_new_tokens": 5}
+    assert generate(CONFIG, prepared, PROMPTS, **options) == generate(
+        CONFIG, params, PROMPTS, **options
+    )
+
+
+@pytest.mark.parametrize("penalty", [1.5, 0.8])
+def test_the_repetition_penalty_counts_prompt_and_new_tokens(params, penalty):
+    together = generate(CONFIG, params, PROMPTS, max_new_tokens=20, repetition_penalty=penalty)
+    assert together != generate(CONFIG, params, PROMPTS, max_new_tokens=20)
+    for prompt, new in zip(PROMPTS, together):
+        for count, token in enumerate(new):
+            logits_V = logits_after(params, prompt + new[:count])
+            seen = sorted({*prompt, *new[:count]})
+            was = logits_V[seen]
+            logits_V = logits_V.copy()
+            logits_V[seen] = np.where(was < 0, was * penalty, was / penalty)
+            assert token == logits_V.argmax()
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """A model that has learned to count by threes."""
+    tokens_BS = jnp.asarray((np.arange(16)[:, None] + 3 * np.arange(33)) % CONFIG.vocab_size)
+    optimizer = optax.adam(1e-2)
+
+    def loss(params):
+        logits_BSV = forward(CONFIG, params, tokens_BS[:, :-1])
+        return optax.softmax_cross_entropy_with_integer_labels(logits_BSV, tokens_BS[:, 1:]).mean()
+
+    @jax.jit
+    def fit(params):
+        def step(_, carry):
+            params, state = carry
+            updates, state = optimizer.update(jax.grad(loss)(params), state)
+            return optax.apply_updates(params, updates), state
+
+        return jax.lax.fori_loop(0, 60, step, (params, optimizer.init(params)))[0]
+
+    return fit(jax.jit(init, static_argnums=0)(CONFIG, jax.random.key(0)))
+
+
+@pytest.mark.parametrize("cache_dtype", [None, "float32", "bfloat16", "int8"])
+def test_a_rounded_cache_does_not_change_what_a_trained_model_writes(trained, cache_dtype):
+    prompts = [[0, 3, 6, 9], [10, 13, 16, 19, 22, 25]]
+    new = generate(CONFIG, trained, prompts, max_new_tokens=20, cache_dtype=cache_dtype)
+    for prompt, row in zip(prompts, new):
+        assert row == [(prompt[-1] + 3 * i) % CONFIG.vocab_size for i in range(1, 21)]
+
+
+def on_meshes():
+    """The texts of PROMPTS on one device and on meshes of 8, as a program of its own; prints them as JSON."""
+    params = jax.jit(init, static_argnums=0)(CONFIG, jax.random.key(0))
+    draw = {"temperature": 1.0, "top_p": 0.9, "repetition_penalty": 1.2, "key": jax.random.key(0)}
+    options = [{}, draw | {"cache_dtype": "int8"}]
+    found = [[generate(CONFIG, params, PROMPTS, max_new_tokens=10, **given) for given in options]]
+    for sizes in ({"data": 1, "fsdp": 4, "tensor": 2}, {"data": 2, "fsdp": 2, "context": 2}):
+        mesh = parallel.make_mesh(parallel.MeshConfig(**sizes))
+        shardings = parallel.param_shardings(mesh, logical_axes(CONFIG), params)
+        placed = jax.device_put(params, shardings)
+        with parallel.active(mesh):
+            found.append(
+                [generate(CONFIG, placed, PROMPTS, max_new_tokens=10, **given) for given in options]
+            )
+            tokens_BP, first_B = np.ones((8, 32), np.int32), np.zeros(8, np.int32)
+            read = jax.jit(prefill, static_argnums=0, static_argnames="slots")
+            with _without_context():
+                _, cache = read(CONFIG, prepare(CONFIG, placed), tokens_BP, first_B, slots=64)
+            rows, heads = sizes.get("data", 1) * sizes.get("fsdp", 1), sizes.get("tensor", 1)
+            shard = cache[0][0].values.sharding.shard_shape((8, 2, 64, 8))
+            assert shard == (8 // rows, 2 // heads, 64, 8), (sizes, shard)
+    print(json.dumps(found))
+
+
+def test_a_mesh_gives_the_text_of_one_device():
+    result = subprocess.run(
+        [sys.executable, "-c", "from tests.model.test_generate import on_meshes; on_meshes()"],
+        env=os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    one, *meshes = json.loads(result.stdout)
+    assert len(meshes) == 2
+    for mesh in meshes:
+        assert mesh == one
+
+
 def test_top_k_of_one_is_greedy(params):
     greedy = generate(CONFIG, params, PROMPTS, max_new_tokens=10)
     key = jax.random.key(0)
@@ -117,36 +196,15 @@ def test_top_k_of_one_is_greedy(params):
     assert generate(CONFIG, params, PROMPTS, top_p=1e-6, **options) == greedy
 
 
-@pytest.mark.parametrize(
-    ("top_k", "top_p", "kept"),
-    [
-        (0, 1.0, [0.4, 0.3, 0.2, 0.1]),
-        (2, 1.0, [0.4, 0.3]),
-        (0, 0.65, [0.4, 0.3]),  # 0.4 is less than 0.65, so the token that crosses it stays.
-        (0, 0.35, [0.4]),
-        (3, 0.75, [0.4, 0.3]),  # 0.4 + 0.3 of the 0.9 that top-k left is 0.78.
-    ],
-)
-def test_sampling_follows_the_distribution(top_k, top_p, kept):
-    draws = 20_000
-    logits_BV = jnp.tile(jnp.log(jnp.asarray([[0.1, 0.4, 0.2, 0.3]])), (draws, 1)) * 0.5
-    keys_B = jax.random.split(jax.random.key(0), draws)
-    sampling = Sampling(
-        jnp.float32(0.5), jnp.int32(top_k or 4), jnp.float32(top_p), jnp.zeros(0, jnp.int32)
-    )
-    counts = np.bincount(sample("filtered", logits_BV, keys_B, 0, sampling), minlength=4)
-    expected = np.array([0.1, 0.4, 0.2, 0.3]) * np.isin([0.1, 0.4, 0.2, 0.3], kept)
-    np.testing.assert_allclose(counts / draws, expected / expected.sum(), atol=0.015)
-    assert (counts[expected == 0] == 0).all()
-
-
 def test_one_program_serves_all_values_of_the_options(params):
     from smoljax.model.generate import _continue
 
     options = {"temperature": 1.0, "key": jax.random.key(0)}
-    generate(CONFIG, params, [[1, 2]], max_new_tokens=5, top_k=3, **options)
+    first = {"top_k": 3, "repetition_penalty": 1.1}
+    generate(CONFIG, params, [[1, 2]], max_new_tokens=5, **first, **options)
     compiled = _continue._cache_size()
-    generate(CONFIG, params, [[1, 2, 3]], max_new_tokens=9, top_k=5, top_p=0.5, **options)
+    second = {"top_k": 5, "top_p": 0.5, "min_p": 0.1, "repetition_penalty": 0.7}
+    generate(CONFIG, params, [[1, 2, 3]], max_new_tokens=9, **second, **options)
     assert _continue._cache_size() == compiled
 
 
@@ -162,7 +220,16 @@ def test_one_program_serves_all_values_of_the_options(params):
         ([[1]], {"temperature": -1.0}, "temperature is -1.0"),
         ([[1]], {"temperature": 1.0}, "key is None"),
         ([[1]], {"top_k": -1}, "top_k is -1"),
+        ([[1]], {"top_k": 2.5}, "top_k is 2.5"),
         ([[1]], {"top_p": 0.0}, "top_p is 0.0"),
+        ([[1]], {"top_p": 1.5}, "top_p is 1.5"),
+        ([[1]], {"min_p": -0.1}, "min_p is -0.1"),
+        ([[1]], {"min_p": 2}, "min_p is 2"),
+        ([[1]], {"repetition_penalty": 0.0}, "repetition_penalty is 0.0"),
+        ([[1]], {"temperature": float("nan")}, "temperature is nan"),
+        ([[1]], {"repetition_penalty": float("inf")}, "repetition_penalty is inf"),
+        ([[1]], {"stop_ids": [64]}, "stop_ids holds 64"),
+        ([[1]], {"cache_dtype": "int4"}, "cache_dtype is 'int4'.*float32, bfloat16, int8"),
     ],
 )
 def test_errors_name_the_value(params, prompts, options, message):
