@@ -25,6 +25,7 @@ def main(config: dict, workdir: Path) -> int:
         mesh=run.mesh,
         shardings=run.params_shardings,
         loss_chunk=run.training.loss_chunk,
+        quantization=run.training.quantization,
     )
     results = perplexity.held_out(
         eval_step, params, run.mixture, mesh=run.mesh, batch_size=run.data.batch_size

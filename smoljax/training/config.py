@@ -14,6 +14,8 @@ class TrainingConfig:
       micro_batches: pieces in which the gradient of a batch is accumulated.
       loss_chunk: tokens per chunk of the cross-entropy.
       z_loss: weight of the squared log-normaliser.
+      quantization: "int8", "int4" or "w8a8": training and evaluation round the weights as smoljax.interop.quantize does,
+        so that the model learns to do with them (quantisation-aware training); "" does not round.
       log_every: steps between two rows of metrics.
       eval_every: steps between two held-out evaluations; the last step always has one.
       eval_batches: batches per source in an evaluation during training; the verb `evaluate` reads all.
@@ -26,6 +28,7 @@ class TrainingConfig:
     micro_batches: int = 1
     loss_chunk: int = 4096
     z_loss: float = 0.0
+    quantization: str = ""
     log_every: int = 10
     eval_every: int = 500
     eval_batches: int = 8

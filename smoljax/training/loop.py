@@ -47,6 +47,7 @@ def train(run: Run) -> int:
         micro_batches=training.micro_batches,
         loss_chunk=training.loss_chunk,
         z_loss=training.z_loss,
+        quantization=training.quantization,
     )
     evaluate = _evaluator(run)
     batch_size = run.data.batch_size
@@ -93,7 +94,11 @@ def train(run: Run) -> int:
 
 def _evaluator(run: Run) -> Callable[[dict], dict]:
     eval_step = make_eval_step(
-        run.model, mesh=run.mesh, shardings=run.shardings.params, loss_chunk=run.training.loss_chunk
+        run.model,
+        mesh=run.mesh,
+        shardings=run.shardings.params,
+        loss_chunk=run.training.loss_chunk,
+        quantization=run.training.quantization,
     )
 
     def evaluate(params: dict) -> dict:

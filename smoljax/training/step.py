@@ -12,6 +12,7 @@ import optax
 from jax.sharding import Mesh
 
 from smoljax import losses, parallel
+from smoljax.errors import SmoljaxError
 from smoljax.model import ModelConfig, hidden, unembedding
 from smoljax.training.state import TrainState
 
@@ -51,15 +52,15 @@ def make_train_step(
     micro_batches: int,
     loss_chunk: int,
     z_loss: float,
+    quantization: str = "",
 ) -> Callable[[TrainState, dict], tuple[TrainState, dict]]:
     """Compiles (state, batch) -> (state, metrics), with the state donated.
 
     The gradient is that of the mean over all targets of the batch, however many micro-batches it is
     taken in. Metrics (f32 scalars): loss (nats per target), grad_norm, param_norm, num_targets.
     """
-    gradient = jax.grad(
-        functools.partial(loss_sum, config, loss_chunk=loss_chunk, z_loss=z_loss), has_aux=True
-    )
+    loss = functools.partial(loss_sum, config, loss_chunk=loss_chunk, z_loss=z_loss)
+    gradient = jax.grad(_rounded(loss, config, quantization), has_aux=True)
 
     def step(state: TrainState, batch: dict) -> tuple[TrainState, dict]:
         grads, sums = _accumulate(gradient, state.params, batch, micro_batches)
@@ -85,15 +86,35 @@ def make_train_step(
 
 
 def make_eval_step(
-    config: ModelConfig, *, mesh: Mesh, shardings: dict, loss_chunk: int
+    config: ModelConfig, *, mesh: Mesh, shardings: dict, loss_chunk: int, quantization: str = ""
 ) -> Callable[[dict, dict], dict]:
     """Compiles (params, batch) -> {"cross_entropy": sum in nats, "num_targets"}."""
 
+    loss = functools.partial(loss_sum, config, loss_chunk=loss_chunk, z_loss=0.0)
+    loss = _rounded(loss, config, quantization)
+
     def step(params: dict, batch: dict) -> dict:
-        return loss_sum(config, params, batch, loss_chunk=loss_chunk, z_loss=0.0)[1]
+        return loss(params, batch)[1]
 
     compiled = jax.jit(step, in_shardings=(shardings, parallel.batch_sharding(mesh)))
     return _on_mesh(compiled, mesh)
+
+
+def _rounded(loss: Callable, config: ModelConfig, quantization: str) -> Callable:
+    """The loss of (params, batch) with rounded weights, through which gradients pass; itself when nothing is rounded."""
+    if not quantization:
+        return loss
+    from smoljax.interop import quantize  # qwix comes with the extra "export".
+
+    if quantization not in quantize.SCHEMES:
+        raise SmoljaxError(
+            f'config.training.quantization is {quantization!r}: set it to one of {", ".join(quantize.SCHEMES)}, or to ""'
+        )
+
+    def rounded(params: dict, batch: dict) -> tuple[jax.Array, dict]:
+        return loss(quantize.fake_quantized(config, params, quantization), batch)
+
+    return quantize.integer_matmuls(rounded)
 
 
 def _accumulate(gradient: Callable, params: dict, batch: dict, micro_batches: int):

@@ -1,5 +1,6 @@
 """One step: what accumulation and meshes must not change, and what masking must."""
 
+import functools
 import json
 import os
 import subprocess
@@ -10,6 +11,8 @@ import numpy as np
 import pytest
 
 from smoljax import optim, parallel
+from smoljax.errors import SmoljaxError
+from smoljax.interop import quantize
 from smoljax.model import forward, init, logical_axes
 from smoljax.training import (
     loss_sum,
@@ -22,7 +25,7 @@ from smoljax.training import (
 from tests.training.tiny import ADAMW, MODEL, MUON, packed_batch
 
 
-def run_steps(config, mesh_config, *, micro_batches=1, num_steps=3, model=MODEL):
+def run_steps(config, mesh_config, *, micro_batches=1, num_steps=3, model=MODEL, quantization=""):
     """Losses and gradient norms of the first steps."""
     mesh = parallel.make_mesh(mesh_config)
     shapes_of_params = jax.eval_shape(lambda: init(model, jax.random.key(0)))
@@ -40,6 +43,7 @@ def run_steps(config, mesh_config, *, micro_batches=1, num_steps=3, model=MODEL)
         micro_batches=micro_batches,
         loss_chunk=64,
         z_loss=1e-4,
+        quantization=quantization,
     )
     rows = parallel.local_rows(mesh, 8)
     seen = []
@@ -86,6 +90,31 @@ def test_evaluation_scores_the_same_sum():
     sums = evaluate(params, parallel.put_batch(batch, mesh, rows=slice(0, 8), batch_size=8))
     total, _ = loss_sum(MODEL, params, batch, loss_chunk=64, z_loss=0.0)
     assert float(sums["cross_entropy"]) == pytest.approx(float(total), rel=1e-6)
+
+
+@pytest.mark.parametrize("scheme", ["int4", "w8a8"])
+def test_a_model_trained_for_quantisation_takes_the_steps_and_is_scored_as_quantised(scheme):
+    rounded, _ = run_steps(ADAMW, parallel.MeshConfig(), quantization=scheme, micro_batches=2)
+    plain, _ = run_steps(ADAMW, parallel.MeshConfig())
+    assert (rounded != plain).all()  # Losses and gradient norms of each step ...
+    np.testing.assert_allclose(rounded, plain, rtol=0.05)  # ... but not by much.
+
+    mesh = parallel.make_mesh(parallel.MeshConfig())
+    params = init(MODEL, jax.random.key(0))
+    shardings = parallel.param_shardings(mesh, logical_axes(MODEL), jax.eval_shape(lambda: params))
+    evaluate = make_eval_step(
+        MODEL, mesh=mesh, shardings=shardings, loss_chunk=64, quantization=scheme
+    )
+    batch = packed_batch(0)
+    sums = evaluate(params, parallel.put_batch(batch, mesh, rows=slice(0, 8), batch_size=8))
+    score = quantize.integer_matmuls(functools.partial(loss_sum, loss_chunk=64, z_loss=0.0))
+    total, _ = score(MODEL, quantize.quantize(MODEL, params, scheme), batch)
+    assert float(sums["cross_entropy"]) == pytest.approx(float(total), rel=1e-4)
+
+
+def test_an_unknown_quantisation_is_named():
+    with pytest.raises(SmoljaxError, match=r"config.training.quantization is 'int3'"):
+        run_steps(ADAMW, parallel.MeshConfig(), quantization="int3")
 
 
 def test_every_mesh_gives_the_losses_of_one_device():
