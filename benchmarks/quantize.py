@@ -93,6 +93,9 @@ def header(
         f"Held-out text: {share}, {score['tokens']:,} tokens. Decoding: {NEW_TOKENS} greedy tokens after {PROMPT_TOKENS}, "
         "whole calls, best round. int4 in groups of 16 weights (of 32, 16 and 8 the largest that divides 688), embedding "
         "and head included; w8a8 takes activations in int8 in the layers.",
+        "",
+        "On a CPU the compiler converts int8 and int4 weights once per call, before the loop over tokens, so these decode in "
+        "float32; their speeds differ from that of f32 by the machine's noise, which is large where others use it too.",
     ]
 
 

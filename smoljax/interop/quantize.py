@@ -7,7 +7,7 @@
 
 What rounds and multiplies is qwix. It quantises a Linen model by patching jnp.einsum while the model is traced, which
 finds a weight when it is a parameter used as it is: in this decoder it misses the embedding look-up, the tied head, and
-(silently) `gate` and `up`, which pass through a custom_vjp. So weights are quantised as parameters instead, all of them,
+(silently, in qwix 0.1.8) `gate` and `up`, which pass through a custom_vjp. So weights are quantised as parameters instead, all of them,
 and qwix's patching serves for activations only.
 
 B batch, S sequence, V vocabulary
@@ -203,7 +203,11 @@ def forward(
 
 
 def generate(config: ModelConfig, quantized: dict, prompts, **options) -> list[list[int]]:
-    """smoljax.model.generate for any scheme. Weights stay quantised in memory; a matmul converts what it reads."""
+    """smoljax.model.generate for any scheme.
+
+    The program converts weights where they are multiplied. XLA's CPU compiler moves that out of the loop over tokens, so
+    there a copy in the compute dtype exists while a call lasts, and decoding int8 and int4 is no faster than plain weights.
+    """
     return integer_matmuls(model.generate)(config, quantized, prompts, **options)
 
 

@@ -34,7 +34,7 @@ CONTRACTED = {
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class QuantizedMatrix:
-    """Takes the place of a parameter: JAX reads it as qvalue * scale where it is used, and not before.
+    """Takes the place of a parameter: JAX computes qvalue * scale where it is used.
 
     Attributes:
       qvalue: int8 or int4, of the matrix's shape.
