@@ -32,7 +32,7 @@ EXTRAS = {
     ],
     "report": ["matplotlib>=3.9"],
     "eval": ["lm-eval>=0.4.9"],
-    "export": ["safetensors>=0.5", "gguf>=0.17", "qwix>=0.1.4", "jinja2>=3.1"],
+    "export": ["safetensors>=0.5", "gguf>=0.17", "qwix>=0.1.8", "jinja2>=3.1"],
     "sweep": ["optuna>=4.5"],
     "flow": ["metaflow>=2.15"],
     "beam": ["apache-beam>=2.66"],

@@ -15,7 +15,6 @@ import jax.numpy as jnp
 from smoljax.kernels import attention
 from smoljax.model.config import ModelConfig
 from smoljax.model.decoder import Layer, LayerKind, rms_norm
-from smoljax.model.functions import unembedding
 from smoljax.model.rope import rope_tables
 
 CACHE_DTYPES = ("float32", "bfloat16", "int8")
@@ -28,7 +27,7 @@ class Prepared(NamedTuple):
       embedding: [V, D].
       layers: one tree per layer.
       final_norm: [D].
-      head: [D, V].
+      head: [V, D].
     """
 
     embedding: jax.Array
@@ -41,9 +40,12 @@ class Stored(NamedTuple):
     """Keys or values of one layer.
 
     Attributes:
-      values: [B, K, T, H]; int8 counts steps of `scale`.
-      scale: f32 [B, K, T], the step of each token and head of an int8 cache; None for other dtypes.
+      values: [B, K, T, H], a single row [K, T, H]; int8 counts steps of `scale`.
+      scale: f32 [B, K, T], or [K, T], the step of each token and head of an int8 cache; None for other dtypes.
     """
+
+    # A single row has no axis of its own: XLA would take the axis off for the matmul, and on a CPU it then keeps two
+    # versions of the cache and copies both for every token.
 
     values: jax.Array
     scale: jax.Array | None
@@ -53,8 +55,7 @@ Cache = tuple[tuple[Stored, Stored], ...]  # Of each layer: keys and values.
 
 
 def prepare(config: ModelConfig, params: dict) -> Prepared:
-    """Layers apart, the head as rows of D: once per parameter, and not for every token. (A tied head used as
-    `embedding.T` would be transposed anew each time.)"""
+    """Layers apart, the head as rows of D: once per parameter, and not for every token."""
     # A parameter is whatever is not a dict: a quantised one (smoljax.interop.quantize) is cast as a whole.
     params = jax.tree.map(
         lambda leaf: leaf.astype(config.compute_dtype),
@@ -64,7 +65,8 @@ def prepare(config: ModelConfig, params: dict) -> Prepared:
     layers = tuple(
         jax.tree.map(lambda leaf, i=i: leaf[i], params["layers"]) for i in range(config.num_layers)
     )
-    return Prepared(params["embedding"], layers, params["final_norm"], unembedding(config, params))
+    head = params["embedding"] if config.tie_embeddings else params["head"].T
+    return Prepared(params["embedding"], layers, params["final_norm"], head)
 
 
 def prefill(
@@ -130,7 +132,7 @@ def decode(
     Returns:
       Logits after the token, f32 [B, V], and the cache with `slot` filled.
     """
-    slot_1T = jnp.arange(cache[0][0].values.shape[2])[None]
+    slot_1T = jnp.arange(cache[0][0].values.shape[-2])[None]
     visible_BT = (slot_1T >= first_B[:, None]) & (slot_1T <= slot)
 
     def attend(i, q_B1NH, k_B1KH, v_B1KH):
@@ -165,43 +167,57 @@ def _layers(config, prepared, tokens_BS, positions_BS, attend) -> tuple[jax.Arra
 
 def _logits(config, prepared, x_BD) -> jax.Array:
     x_BD = rms_norm(x_BD, prepared.final_norm, eps=config.norm_eps)
-    return jnp.matmul(x_BD, prepared.head, preferred_element_type=jnp.float32)
+    # The large operand first: with 8 rows a CPU takes half the time of x @ head, and with one row not more.
+    logits_VB = jnp.einsum("vd,bd->vb", prepared.head, x_BD, preferred_element_type=jnp.float32)
+    return logits_VB.T
 
 
 def _attend_to_cache(q_B1NH, keys: Stored, values: Stored, visible_BT) -> jax.Array:
+    # Letters as for several rows; a single one has no B.
     B, _, N, H = q_B1NH.shape
-    K = keys.values.shape[1]
+    K = keys.values.shape[-3]
     dtype = q_B1NH.dtype
-    q_BKGH = (q_B1NH * H**-0.5).reshape(B, K, N // K, H)
+    q_BKGH = _rows((q_B1NH * H**-0.5).reshape(B, K, N // K, H))
     scores_BKGT = jnp.einsum(
-        "bkgh,bkth->bkgt", q_BKGH, keys.values.astype(dtype), preferred_element_type=jnp.float32
+        "...kgh,...kth->...kgt",
+        q_BKGH,
+        keys.values.astype(dtype),
+        preferred_element_type=jnp.float32,
     )
     # The step of an int8 token is the same for all of H, so it leaves the sums.
     if keys.scale is not None:
-        scores_BKGT = scores_BKGT * keys.scale[:, :, None]
-    scores_BKGT = jnp.where(visible_BT[:, None, None], scores_BKGT, -jnp.inf)
+        scores_BKGT = scores_BKGT * keys.scale[..., None, :]
+    visible_B11T = _rows(visible_BT[:, None, None])
+    scores_BKGT = jnp.where(visible_B11T, scores_BKGT, -jnp.inf)
     weights_BKGT = jax.nn.softmax(scores_BKGT, axis=-1)
     if values.scale is not None:
-        weights_BKGT = weights_BKGT * values.scale[:, :, None]
+        weights_BKGT = weights_BKGT * values.scale[..., None, :]
     output_BKGH = jnp.einsum(
-        "bkgt,bkth->bkgh", weights_BKGT.astype(dtype), values.values.astype(dtype)
+        "...kgt,...kth->...kgh", weights_BKGT.astype(dtype), values.values.astype(dtype)
     )
     return output_BKGH.reshape(B, 1, N, H)
 
 
+def _rows(x: jax.Array) -> jax.Array:
+    """Without the first axis when it is of length 1."""
+    return x[0] if x.shape[0] == 1 else x
+
+
 def _write(old: Stored, x_B1KH: jax.Array, slot: jax.Array) -> Stored:
     new = _store(jnp.swapaxes(x_B1KH, 1, 2), str(old.values.dtype))
+    axis = old.values.ndim - 2
     return jax.tree.map(
-        lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new, slot, 2), old, new
+        lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new, slot, axis), old, new
     )
 
 
 def _to_slots(x_BPKH: jax.Array, slots: int, dtype: str) -> Stored:
     """[B, P, K, H] to [B, K, T, H], where a query reads one head's keys in one piece."""
     stored = _store(jnp.swapaxes(x_BPKH, 1, 2), dtype)
-    room = slots - x_BPKH.shape[1]
+    room, slot_axis = slots - x_BPKH.shape[1], stored.values.ndim - 2
     return jax.tree.map(
-        lambda x: jnp.pad(x, [(0, room if axis == 2 else 0) for axis in range(x.ndim)]), stored
+        lambda x: jnp.pad(x, [(0, room if axis == slot_axis else 0) for axis in range(x.ndim)]),
+        stored,
     )
 
 
@@ -210,8 +226,8 @@ def _store(x_BKTH: jax.Array, dtype: str) -> Stored:
     names = ("activation_batch", "activation_kv_heads", None, None)
     x_BKTH = nn.with_logical_constraint(x_BKTH, names)
     if dtype != "int8":
-        return Stored(x_BKTH.astype(dtype), None)
+        return Stored(_rows(x_BKTH.astype(dtype)), None)
     x_BKTH = x_BKTH.astype(jnp.float32)
     scale_BKT = jnp.max(jnp.abs(x_BKTH), axis=-1) / 127
     step_BKT1 = jnp.where(scale_BKT > 0, scale_BKT, 1)[..., None]
-    return Stored(jnp.round(x_BKTH / step_BKT1).astype(jnp.int8), scale_BKT)
+    return Stored(_rows(jnp.round(x_BKTH / step_BKT1).astype(jnp.int8)), _rows(scale_BKT))

@@ -153,7 +153,9 @@ class Attention(nn.Module):
         v_BSKH = checkpoint_name(_constrain(v_BSKH, "kv_heads", None), "value")
         output_BSNH, handed_out = self.attend(q_BSNH, k_BSKH, v_BSKH, kind.windowed)
         output_BSNH = checkpoint_name(_constrain(output_BSNH, "heads", None), "attention_output")
-        return jnp.einsum("bsnh,nhd->bsd", output_BSNH, output_NHD), handed_out
+        # Letters in the order of memory: einsum sums over them by the alphabet, and with "nh" a CPU turned the matrix around
+        # for every token that is decoded.
+        return jnp.einsum("bsgh,ghd->bsd", output_BSNH, output_NHD), handed_out
 
 
 class FeedForward(nn.Module):

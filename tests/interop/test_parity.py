@@ -222,7 +222,7 @@ def rms(array):
 
 def test_interleaved_queries_and_keys_do_not_agree(case):
     """llama.cpp's order of rows, with pairs side by side: a checkpoint that was not permuted back."""
-    assert distance(case, params=interleave(case.params)) > 10 * TOLERANCE
+    assert distance(case, params=interleave(case.params)) > 0.5
 
 
 def interleave(params):
@@ -243,7 +243,7 @@ def test_a_wrong_setting_does_not_agree(load, name, change):
         change = {"rope_scaling": dataclasses.replace(case.config.rope_scaling, **scaling)}
     wrong = dataclasses.replace(case.config, **change)
     assert wrong != case.config
-    assert distance(case, config=wrong) > 10 * TOLERANCE
+    assert distance(case, config=wrong) > 0.5
 
 
 @pytest.mark.parametrize("name", ["smollm3_window", "llama_llama3", "qwen3_yarn"])
