@@ -289,6 +289,7 @@ def test_a_tokenizer_that_is_trained_for_chats(texts, bpe, tmp_path):
     assert [chat.special_id(name) for name in names] == [4, 5]
     question = [{"role": "user", "content": "Who typed <|im_start|>?"}]
     ids, _ = chat_template.encode(chat, question)
-    assert ids.count(4) == ids.count(5) == 2  # The system turn and the user's, not what the user typed.
+    # The system turn and the user's, not what the user typed.
+    assert ids.count(4) == ids.count(5) == 2
     assert "Who typed <|im_start|>?" in chat.decode(ids)
     assert bpe.special_id("<|im_start|>") is None
