@@ -1,4 +1,4 @@
-"""Lets a trained model talk: `python -m smoljax.generate --config=configs/quickstart.py --workdir=runs/quickstart --prompt="def "`.
+"""Lets a trained model talk: `python -m smoljax.generate --config=configs/quickstart.py --workdir=runs/quickstart --prompt="def get_"`.
 
 Prints the text as it is generated. Settings are config.generation: max_new_tokens, temperature, top_k, top_p, min_p,
 repetition_penalty, stop, cache_dtype, seed (such as --config.generation.temperature=0). It runs on the run's mesh.
