@@ -33,7 +33,6 @@ DTYPES = {
     "orbax": (),
     "config": (),
 }
-_TURN_TOKENS = ("<|im_start|>", "<|im_end|>")
 
 
 def main(config: dict, workdir: Path, **options: str) -> int:
@@ -164,10 +163,12 @@ def _write(source: _Source, target: str, output: Path, dtype: str) -> None:
 
 def _template(source: _Source, ours: str) -> str | None:
     """The folder's own chat template, or smoljax's where the tokenizer has the tokens of its turns."""
-    if source.tokenizer is None or source.chat_template is not None:
-        return source.chat_template if source.tokenizer is not None else None
-    has_turns = all(source.tokenizer.special_id(name) is not None for name in _TURN_TOKENS)
-    return ours if has_turns else None
+    from smoljax.interop.chat_template import TURN_TOKENS
+
+    if source.tokenizer is None:
+        return None
+    has_turns = all(source.tokenizer.special_id(name) is not None for name in TURN_TOKENS)
+    return source.chat_template or (ours if has_turns else None)
 
 
 def _import(config: dict, workdir: Path, folder: Path) -> None:

@@ -28,7 +28,7 @@ TEMPLATE = (Path(__file__).parent / "chat_template.jinja").read_text(encoding="u
 TEMPLATE_FOR_SERVING = TEMPLATE.replace(_START_TAG, "").replace(_END_TAG, "")
 
 # Only the template opens and closes a turn. The marks are also the model's to write, in an assistant's content.
-_TURN_TOKENS = ("<|im_start|>", "<|im_end|>")
+TURN_TOKENS = ("<|im_start|>", "<|im_end|>")
 _MARKS = ("<think>", "</think>", "<tool_call>", "</tool_call>", "<code>", "</code>")
 _ROLES = ("system", "user", "assistant", "tool")
 # Keys by which other templates carry text. This one has no place for it, and it must not vanish unseen.
@@ -115,7 +115,7 @@ def render(
     context |= {name: _checked_tools(name, value) for name, value in listed.items() if value}
 
     text = _compile(TEMPLATE_FOR_SERVING).render(context)
-    literals = (_START_TAG, _END_TAG, *_TURN_TOKENS, *_MARKS)
+    literals = (_START_TAG, _END_TAG, *TURN_TOKENS, *_MARKS)
     literal_of = dict(zip(_characters_absent_from(text), literals))
     marked = _compile(_marked_template(tuple(literal_of.items()))).render(context)
     return _cut(marked, literal_of, text)
@@ -143,8 +143,8 @@ def encode(
     Raises:
       SmoljaxError: what `render` raises, or the tokenizer lacks a control token.
     """
-    id_of = {name: tokenizer.special_id(name) for name in _TURN_TOKENS + _MARKS}
-    missing = [name for name in _TURN_TOKENS if id_of[name] is None]
+    id_of = {name: tokenizer.special_id(name) for name in TURN_TOKENS + _MARKS}
+    missing = [name for name in TURN_TOKENS if id_of[name] is None]
     if missing:
         raise SmoljaxError(
             f"the tokenizer has no special token {' and no '.join(missing)}, so a turn cannot be told from text: "

@@ -23,7 +23,7 @@ import numpy as np
 from smoljax.errors import SmoljaxError, require
 from smoljax.files import atomic_path
 from smoljax.interop import tokenizers
-from smoljax.interop.hf_leaves import Leaf, check_leaves, flatten, leaves
+from smoljax.interop.hf_leaves import Leaf, exported, leaves
 from smoljax.model import ModelConfig, rope
 from smoljax.tokens.tokenizer import Tokenizer
 
@@ -33,7 +33,6 @@ _log = logging.getLogger("smoljax")
 _NOPE_INTERVAL = 4  # n_no_rope_layer_step of llama.cpp's smollm3.
 _BLOCK = 32  # Weights that share a scale, in q8_0 and in q4_0.
 _BETAS = (32.0, 1.0)  # llama.cpp's; these architectures do not read the fields for them.
-_TRAINING_ONLY = "mtp"
 _TENSORS = {
     ("embedding",): "token_embd",
     ("layers", "attention_norm"): "attn_norm",
@@ -91,12 +90,7 @@ def save(
     fields = _model_fields(config, architecture) | _tokenizer_fields(config, tokenizer)
     if chat_template is not None:
         fields["tokenizer.chat_template"] = chat_template
-    if _TRAINING_ONLY in params:
-        _log.warning(
-            "params[%r] is for training only: it is not exported to %s", _TRAINING_ONLY, path
-        )
-    flat = flatten({key: value for key, value in params.items() if key != _TRAINING_ONLY})
-    check_leaves(config, flat)
+    flat = exported(config, params, path)
     kinds = {leaf.path: _storage(leaf, config, dtype) for leaf in leaves(config)}
     with atomic_path(path) as temporary:
         writer = gguf.GGUFWriter(temporary, architecture)

@@ -7,6 +7,7 @@ D model width, N query heads, K key-value heads, H head width, F feed-forward wi
 """
 
 import dataclasses
+import logging
 import math
 
 import jax
@@ -15,6 +16,10 @@ import numpy as np
 
 from smoljax.errors import SmoljaxError
 from smoljax.model import ModelConfig
+
+_log = logging.getLogger("smoljax")
+# Heads that predict further tokens; the exported families have no place for them.
+_TRAINING_ONLY = "mtp"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,6 +110,21 @@ def unflatten(flat: dict[tuple[str, ...], object]) -> dict:
             node = node.setdefault(key, {})
         node[path[-1]] = leaf
     return params
+
+
+def exported(config: ModelConfig, params: dict, path: object) -> dict[tuple[str, ...], object]:
+    """The leaves that go out to `path`, checked; a subtree "mtp" stays behind, and a warning says so.
+
+    Raises:
+      SmoljaxError: see check_leaves.
+    """
+    if _TRAINING_ONLY in params:
+        _log.warning(
+            "params[%r] is for training only: it is not exported to %s", _TRAINING_ONLY, path
+        )
+    flat = flatten({key: value for key, value in params.items() if key != _TRAINING_ONLY})
+    check_leaves(config, flat)
+    return flat
 
 
 def check_leaves(config: ModelConfig, flat: dict[tuple[str, ...], object]) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 from smoljax.errors import SmoljaxError
 from smoljax.files import atomic_directory
 from smoljax.interop import hf_config, safetensors_files
-from smoljax.interop.hf_leaves import Leaf, check_leaves, flatten, leaves, unflatten
+from smoljax.interop.hf_leaves import Leaf, exported, flatten, leaves, unflatten
 from smoljax.interop.safetensors_files import Stored
 from smoljax.model import ModelConfig
 
@@ -32,9 +32,6 @@ _log = logging.getLogger("smoljax")
 _BLOCK_BYTES = 16 << 20
 _HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 _END_OF_TURN = "<|im_end|>"
-_TRAINING_ONLY = (
-    "mtp",
-)  # Heads that predict further tokens; the exported families have no place for them.
 
 
 def load(
@@ -123,11 +120,7 @@ def save(
     values = hf_config.from_config(config, dtype=dtype, tokenizer=tokenizer)
     if chat_template is not None and tokenizer is None:
         raise SmoljaxError("a chat template is written with a tokenizer: give one, too")
-    for name in _TRAINING_ONLY:
-        if name in params:
-            _log.warning("params[%r] is for training only: it is not exported to %s", name, path)
-    flat = flatten({key: value for key, value in params.items() if key not in _TRAINING_ONLY})
-    check_leaves(config, flat)
+    flat = exported(config, params, path)
     for keys, leaf in flat.items():
         if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
             raise SmoljaxError(
@@ -142,7 +135,8 @@ def save(
 
     def blocks(name: str) -> Iterator[np.ndarray]:
         leaf, i = sources[name]
-        array = flat[leaf.path][i] if leaf.layers else flat[leaf.path]
+        array = _on_host(flat[leaf.path])
+        array = array[i] if leaf.layers else array
         return _blocks(name, leaf, np.asarray(array), DTYPES[dtype])
 
     with atomic_directory(path) as folder:
@@ -270,6 +264,13 @@ def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     memory = np.empty(size + 64, np.uint8)
     start = -memory.ctypes.data % 64
     return memory[start : start + size].view(dtype).reshape(shape)
+
+
+def _on_host(array: jax.Array | np.ndarray) -> jax.Array | np.ndarray:
+    """As numpy where that is a view, so that taking one layer neither compiles a program nor copies."""
+    if isinstance(array, jax.Array) and [device.platform for device in array.devices()] == ["cpu"]:
+        return np.asarray(array)
+    return array
 
 
 def _row_blocks(shape: tuple[int, ...]) -> Iterator[tuple[int, int]]:

@@ -4,7 +4,6 @@ Two int4 weights share a byte: of neighbours on the last axis, the first has the
 checked on loading, and so is the SHA-256 of the tensors.
 """
 
-import dataclasses
 import hashlib
 import json
 from pathlib import Path
@@ -17,7 +16,7 @@ import numpy as np
 from smoljax import configuration, files, model
 from smoljax.errors import SmoljaxError, require
 from smoljax.interop.quantized_matrix import QuantizedMatrix
-from smoljax.model import ModelConfig, rope
+from smoljax.model import ModelConfig
 
 FORMAT = "smoljax-quantized-1"
 TENSORS = "model.safetensors"
@@ -57,8 +56,7 @@ def save(path: Path | str, config: ModelConfig, quantized: dict) -> None:
     data = safetensors.save(tensors)
     manifest = {
         "format": FORMAT,
-        "model": dataclasses.asdict(config)
-        | {"rope_scaling": rope.as_mapping(config.rope_scaling)},
+        "model": config.as_section(),
         "matrices": matrices,
         "sha256": hashlib.sha256(data).hexdigest(),
     }
@@ -78,11 +76,7 @@ def load(path: Path | str) -> tuple[ModelConfig, dict]:
     """
     path = Path(path)
     manifest = _read_manifest(path / "config.json")
-    values = {
-        key: tuple(value) if isinstance(value, list) else value
-        for key, value in manifest["model"].items()
-    }
-    config = configuration.build(ModelConfig, values, "model")
+    config = configuration.build(ModelConfig, manifest["model"], "model")
     tensors = _read_tensors(path / TENSORS, manifest["sha256"])
     params: dict = {}
     for name, shape in _shapes(config).items():

@@ -126,6 +126,11 @@ class ModelConfig:
         if self.attention is not None:
             _require_choice("attention", self.attention, tuple(BACKENDS))
 
+    def as_section(self) -> dict:
+        """The fields as the `model` section of a config writes them, JSON-able; configuration.build reads them back."""
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return fields | {"rope_scaling": rope.as_mapping(self.rope_scaling)}
+
     @property
     def num_params_without_embedding(self) -> int:
         """Parameters without the embedding table (and without an untied head)."""

@@ -1,7 +1,6 @@
 """Orbax checkpoints: asynchronous, a few kept, refused when they are of another model."""
 
 import contextlib
-import dataclasses
 import json
 import logging
 from collections.abc import Iterator
@@ -12,7 +11,7 @@ from etils import epath
 
 from smoljax import configuration
 from smoljax.errors import SmoljaxError
-from smoljax.model import ModelConfig, rope
+from smoljax.model import ModelConfig
 from smoljax.model.config import EXECUTION
 from smoljax.training.state import TrainState
 
@@ -35,15 +34,7 @@ class Checkpoints:
 
         logging.getLogger("absl").setLevel(logging.WARNING)
         self._ocp, self._model = ocp, model
-        self._metadata = json.loads(
-            json.dumps(
-                {
-                    "model": dataclasses.asdict(model)
-                    | {"rope_scaling": rope.as_mapping(model.rope_scaling)},
-                    "config": config,
-                }
-            )
-        )
+        self._metadata = json.loads(json.dumps({"model": model.as_section(), "config": config}))
         self._directory = epath.Path(directory)
         self._manager = ocp.CheckpointManager(
             epath.Path(self._directory.resolve()),
@@ -157,8 +148,8 @@ class Checkpoints:
 
     def _check_model(self, saved: dict, place: epath.Path) -> None:
         # By way of ModelConfig, so that a field that is younger than the checkpoint has its default.
-        saved = dataclasses.asdict(configuration.build(ModelConfig, saved, "model"))
-        wanted = dataclasses.asdict(self._model)
+        saved = configuration.build(ModelConfig, saved, "model").as_section()
+        wanted = self._model.as_section()
         different = [
             name for name in wanted if name not in EXECUTION and saved[name] != wanted[name]
         ]
