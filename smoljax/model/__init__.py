@@ -1,7 +1,14 @@
 """The SmolLM3-style decoder: a config and pure functions."""
 
 from smoljax.model.config import ModelConfig
-from smoljax.model.functions import forward, hidden, init, logical_axes, unembedding
+from smoljax.model.functions import (
+    forward,
+    hidden,
+    hidden_and_max_logits,
+    init,
+    logical_axes,
+    unembedding,
+)
 from smoljax.model.generate import generate, stream
 
 __all__ = [
@@ -9,6 +16,7 @@ __all__ = [
     "forward",
     "generate",
     "hidden",
+    "hidden_and_max_logits",
     "init",
     "logical_axes",
     "stream",

@@ -211,8 +211,12 @@ def attend_to_sequence(
     windowed: jax.Array | None,
     *,
     segment_ids_BS: jax.Array | None,
-) -> jax.Array:
-    """Causal attention of a sequence to itself, [B, S, N, H]; where layers differ in their window, both kinds are compiled."""
+    return_max_logits: bool = False,
+) -> jax.Array | tuple[jax.Array, jax.Array]:
+    """Causal attention of a sequence to itself, [B, S, N, H], and as asked its maxima, f32 [N] (smoljax.kernels.attention).
+
+    Where layers differ in their window, both kinds are compiled.
+    """
 
     def within(window):
         return lambda q_BSNH, k_BSKH, v_BSKH: attention(
@@ -222,6 +226,7 @@ def attend_to_sequence(
             segment_ids=segment_ids_BS,
             window=window,
             implementation=config.attention,
+            return_max_logits=return_max_logits,
         )
 
     if windowed is None:

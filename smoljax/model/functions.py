@@ -1,6 +1,7 @@
 """The model as pure functions of (config, params, tokens).
 
-B batch, S sequence, D model width, N query heads, K key-value heads, H head width, V vocabulary
+B batch, S sequence, D model width, N query heads, K key-value heads, H head width, V vocabulary,
+L layers
 """
 
 import flax.linen as nn
@@ -14,6 +15,8 @@ from smoljax.model.decoder import Decoder, attend_to_sequence
 
 def init(config: ModelConfig, key: jax.Array) -> dict:
     """Fresh float32 parameters: matrices normal(0, init_std), gains 1 (SmolLM3: no scaling by depth).
+
+    In other parametrizations than "standard", hidden matrices have a factor on init_std (ModelConfig.multipliers).
 
     Kernels of all layers are stacked on the first axis. The values depend on `config`'s sizes and on `key`, not on
     how layers are executed nor, under jit, on where the outputs live.
@@ -65,6 +68,32 @@ def hidden(
     Raises:
       SmoljaxError: the shapes of the arguments do not agree.
     """
+    run = _run(config, params, tokens_BS, segment_ids_BS, positions_BS, return_max_logits=False)
+    return run[0]
+
+
+def hidden_and_max_logits(
+    config: ModelConfig,
+    params: dict,
+    tokens_BS: jax.Array,
+    segment_ids_BS: jax.Array | None = None,
+    positions_BS: jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """What `hidden` returns, and the largest attention logit of each head of each layer, f32 [L, N].
+
+    The maxima are over all allowed pairs of the batch (the whole batch, on a mesh), padding left out, of the scores
+    that the softmax sees: scaled, after RoPE. smoljax.optim.qk_clip takes them. No gradient flows through them.
+    """
+    return _run(config, params, tokens_BS, segment_ids_BS, positions_BS, return_max_logits=True)
+
+
+def unembedding(config: ModelConfig, params: dict) -> jax.Array:
+    """The output matrix, f32 [D, V]: the transposed embedding when tied."""
+    return params["embedding"].T if config.tie_embeddings else params["head"]
+
+
+def _run(config, params, tokens_BS, segment_ids_BS, positions_BS, *, return_max_logits):
+    """Hidden states, and the maxima or None."""
     for name, array in (("segment_ids", segment_ids_BS), ("positions", positions_BS)):
         if array is not None and array.shape != tokens_BS.shape:
             raise SmoljaxError(
@@ -74,18 +103,18 @@ def hidden(
         positions_BS = jnp.arange(tokens_BS.shape[1])[None]
 
     def attend(q_BSNH, k_BSKH, v_BSKH, windowed):
-        output_BSNH = attend_to_sequence(
-            config, q_BSNH, k_BSKH, v_BSKH, windowed, segment_ids_BS=segment_ids_BS
+        attended = attend_to_sequence(
+            config,
+            q_BSNH,
+            k_BSKH,
+            v_BSKH,
+            windowed,
+            segment_ids_BS=segment_ids_BS,
+            return_max_logits=return_max_logits,
         )
-        return output_BSNH, None
+        return attended if return_max_logits else (attended, None)
 
-    hidden_BSD, _ = Decoder(config, attend).apply({"params": params}, tokens_BS, positions_BS)
-    return hidden_BSD
-
-
-def unembedding(config: ModelConfig, params: dict) -> jax.Array:
-    """The output matrix, f32 [D, V]: the transposed embedding when tied."""
-    return params["embedding"].T if config.tie_embeddings else params["head"]
+    return Decoder(config, attend).apply({"params": params}, tokens_BS, positions_BS)
 
 
 def _boxed(config: ModelConfig, key: jax.Array) -> dict:

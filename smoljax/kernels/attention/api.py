@@ -45,8 +45,9 @@ def attention(
       window: a query sees only keys less than this many positions away; None is no limit.
       scale: factor on the scores; None is H ** -0.5.
       implementation: a name in BACKENDS, or None for the first of the platform's FALLBACKS that can do it.
-      return_max_logits: also return the largest allowed score of each head over the batch, f32 [N]
-        (what QK-clip needs); no gradient flows through it.
+      return_max_logits: also return the largest allowed score (scaled, signed) of each head over the batch, f32 [N]:
+        what QK-clip needs. Padding rows do not count; with nothing but padding it is -inf. No gradient flows
+        through it, and on a mesh it is the maximum over all devices.
 
     Returns:
       The output [B, S, N, H] in the dtype of q, alone or with the maxima.

@@ -34,8 +34,8 @@ def attend(
     forward mode (jax.jvp) does not.
 
     Returns:
-      The output [B, S, N, H] in the dtype of q, and the largest allowed score of each head, f32 [N], through
-      which no gradient flows.
+      The output [B, S, N, H] in the dtype of q, and the largest allowed score of each head, f32 [N], padding left
+      out, through which no gradient flows.
     """
     output_BSNH, max_BN = _attend(
         q_BSNH, k_BSKH, v_BSKH, segment_ids, causal=causal, window=window, scale=float(scale)
@@ -113,10 +113,10 @@ def _forward_chunk(segment_ids_CS, q_CSNH, k_CSKH, v_CSKH, *, causal, window, sc
             "ckrt,ckth->ckrh", _merge_heads(weights_CKGQT), v_CKSH[:, :, first:last]
         )
         outputs.append(output_CKRH.reshape(C, K, N // K, stop - start, H) / sum_CKGQ1)
-        maxima.append(jnp.max(max_CKGQ1, axis=(3, 4)))
+        maxima.append(xla.max_of_heads(max_CKGQ1[..., 0], segment_ids_CS, (start, stop)))
         logsums.append((max_CKGQ1 + jnp.log(sum_CKGQ1))[..., 0])
     output_CKGSH = jnp.concatenate(outputs, axis=3)
-    max_CN = functools.reduce(jnp.maximum, maxima).reshape(C, N)
+    max_CN = functools.reduce(jnp.maximum, maxima)
     return _by_position(output_CKGSH, q_CSNH.dtype), max_CN, jnp.concatenate(logsums, axis=3)
 
 

@@ -20,7 +20,8 @@ def attend(
     """softmax(q k^T * scale) v over the allowed pairs.
 
     Returns:
-      The output [B, S, N, H] in the dtype of q, and the largest allowed score of each head, f32 [N].
+      The output [B, S, N, H] in the dtype of q, and the largest allowed score of each head, f32 [N],
+      padding (segment 0) left out.
     """
     B, S, N, H = q_BSNH.shape
     K = k_BTKH.shape[2]
@@ -34,6 +35,9 @@ def attend(
     output_BSKGH = jnp.einsum(
         "bkgst,btkh->bskgh", weights_BKGST, v_BTKH.astype(jnp.float32), precision="highest"
     )
+    if segment_ids is not None:
+        real_BS = segment_ids != 0
+        scores_BKGST = jnp.where(real_BS[:, None, None, :, None], scores_BKGST, -jnp.inf)
     max_logits_N = jnp.max(scores_BKGST, axis=(0, 3, 4)).reshape(N)
     return output_BSKGH.reshape(B, S, N, H).astype(q_BSNH.dtype), max_logits_N
 

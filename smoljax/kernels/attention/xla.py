@@ -27,7 +27,8 @@ def attend(
     """softmax(q k^T * scale) v over the allowed pairs, the softmax in f32.
 
     Returns:
-      The output [B, S, N, H] in the dtype of q, and the largest allowed score of each head, f32 [N].
+      The output [B, S, N, H] in the dtype of q, and the largest allowed score of each head, f32 [N], padding
+      left out.
     """
     B, S, N, H = q_BSNH.shape
     K = k_BSKH.shape[2]
@@ -38,16 +39,16 @@ def attend(
         allowed_BQT = allowed(
             (start, stop), (first, last), causal=causal, segment_ids=segment_ids, window=window
         )
-        output_BKGQH, max_BKG = _block(
+        output_BKGQH, max_BKGQ = _block(
             q_BKGSH[:, :, :, start:stop],
             k_BKSH[:, :, first:last],
             v_BKSH[:, :, first:last],
             allowed_BQT,
         )
         outputs.append(output_BKGQH)
-        maxima.append(max_BKG)
+        maxima.append(max_of_heads(max_BKGQ, segment_ids, (start, stop)))
     output_BSKGH = jnp.moveaxis(jnp.concatenate(outputs, axis=3), 3, 1)
-    max_logits_N = jnp.max(jnp.stack(maxima), axis=(0, 1)).reshape(N)
+    max_logits_N = jnp.max(jnp.stack(maxima), axis=(0, 1))
     return output_BSKGH.reshape(B, S, N, H), max_logits_N
 
 
@@ -67,7 +68,20 @@ def _block(q_BKGQH, k_BKTH, v_BKTH, allowed_BQT):
     )
     # Dividing the output and not the weights saves a pass over the scores, and keeps fewer of them for the gradient.
     output_BKGQH = (output_BKGQH / sum_BKGQ1).astype(q_BKGQH.dtype)
-    return output_BKGQH, jnp.max(max_BKGQ1, axis=(3, 4))
+    return output_BKGQH, max_BKGQ1[..., 0]
+
+
+def max_of_heads(
+    max_BKGQ: jax.Array, segment_ids: jax.Array | None, queries: tuple[int, int]
+) -> jax.Array:
+    """The largest of the maxima of a block's queries, for each row and head, [B, N]; -inf where all are padding.
+
+    Padding sees padding, and nothing keeps its scores, which no loss meets, below those of real tokens.
+    """
+    if segment_ids is not None:
+        real_BQ = segment_ids[:, slice(*queries)] != 0
+        max_BKGQ = jnp.where(real_BQ[:, None, None], max_BKGQ, -jnp.inf)
+    return jnp.max(max_BKGQ, axis=3).reshape(max_BKGQ.shape[0], -1)
 
 
 def blocks(length: int, *, causal: bool, window: int | None):

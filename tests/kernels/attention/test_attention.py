@@ -47,7 +47,8 @@ def exact(q_BSNH, k_BSKH, v_BSKH, dout_BSNH, *, causal, segment_ids, window, sca
             weights = np.exp(scores - scores.max(axis=1, keepdims=True))
             weights /= weights.sum(axis=1, keepdims=True)
             out[b, :, n] = weights @ values
-            largest[n] = max(largest[n], scores.max())
+            real = np.ones(S, bool) if segment_ids is None else segment_ids[b] != 0
+            largest[n] = max(largest[n], scores[real].max(initial=-np.inf))
             dweights = dout[b, :, n] @ values.T
             dscores = weights * (dweights - (weights * dweights).sum(axis=1, keepdims=True))
             dq[b, :, n] = scale * dscores @ keys
