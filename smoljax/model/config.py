@@ -6,6 +6,13 @@ import math
 from smoljax.errors import SmoljaxError
 from smoljax.kernels.attention.api import BACKENDS
 from smoljax.model import rope
+from smoljax.optim.parametrization import (
+    KINDS,
+    ForwardMultipliers,
+    Multipliers,
+    forward_multipliers,
+    multipliers,
+)
 
 COMPUTE_DTYPES = ("float32", "bfloat16")
 # Fields that say how a model is run, or was begun, and not which function its parameters stand for.
@@ -38,7 +45,12 @@ class ModelConfig:
       max_seq_len: longest sequence that the model is meant for, in tokens.
       tie_embeddings: the output head is the transposed embedding.
       norm_eps: epsilon of RMSNorm.
-      init_std: standard deviation of every initial matrix; gains start at 1.
+      init_std: standard deviation of every initial matrix (of the base model's, see below); gains start at 1.
+      parametrization: how the model's numbers follow its size (smoljax.optim.parametrization): "standard", or "mup" for
+        the width, or "completep" for width and depth. Rates and init_std are then those of the base model.
+      base_hidden_size: width of the base model.
+      base_num_layers: layers of the base model; "completep" only.
+      base_head_dim: width of the base model's heads; None where it is this one's.
       compute_dtype: dtype of activations and of the parameters inside a matmul.
       scan_layers: one compiled layer run in a loop (accelerators); False repeats it num_layers times in the
         program, which compiles longer and runs faster on a CPU. The parameters are the same.
@@ -66,6 +78,10 @@ class ModelConfig:
     tie_embeddings: bool = True
     norm_eps: float = 1e-6
     init_std: float = 0.02
+    parametrization: str = "standard"
+    base_hidden_size: int | None = None
+    base_num_layers: int | None = None
+    base_head_dim: int | None = None
     compute_dtype: str = "float32"
     scan_layers: bool = True
     remat: str = "none"
@@ -121,6 +137,8 @@ class ModelConfig:
             value = getattr(self, field)
             if not (isinstance(value, int | float) and math.isfinite(value) and value > 0):
                 raise SmoljaxError(f"model.{field} is {value!r}: set it to a positive number")
+        _require_choice("parametrization", self.parametrization, KINDS)
+        self._check_base()
         _require_choice("compute_dtype", self.compute_dtype, COMPUTE_DTYPES)
         _require_choice("remat", self.remat, REMAT_POLICIES)
         if self.attention is not None:
@@ -130,6 +148,59 @@ class ModelConfig:
         """The fields as the `model` section of a config writes them, JSON-able; configuration.build reads them back."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return fields | {"rope_scaling": rope.as_mapping(self.rope_scaling)}
+
+    def multipliers(self, rule: str) -> dict[str, Multipliers]:
+        """By role, what init_std, learning rate, weight decay and Adam's eps are multiplied by at this size.
+
+        Args:
+          rule: what updates the hidden matrices, one of smoljax.optim.parametrization.UPDATE_RULES.
+
+        Raises:
+          SmoljaxError: an unknown rule.
+        """
+        return multipliers(self.parametrization, **self._relative_size, rule=rule)
+
+    @property
+    def forward_multipliers(self) -> ForwardMultipliers:
+        """The factors that the forward pass applies; all 1 in the standard parametrization."""
+        head_width = self.head_dim / (self.base_head_dim or self.head_dim)
+        return forward_multipliers(
+            self.parametrization, **self._relative_size, head_width=head_width
+        )
+
+    @property
+    def attention_scale(self) -> float:
+        """Factor on the products of queries and keys."""
+        return self.head_dim**-0.5 * self.forward_multipliers.attention
+
+    @property
+    def _relative_size(self) -> dict[str, float]:
+        return {
+            "width": self.hidden_size / (self.base_hidden_size or self.hidden_size),
+            "depth": self.num_layers / (self.base_num_layers or self.num_layers),
+        }
+
+    def _check_base(self) -> None:
+        """The base model's sizes are there where they are used, and only there."""
+        kinds = {
+            "base_hidden_size": ("mup", "completep"),
+            "base_num_layers": ("completep",),
+            "base_head_dim": ("mup", "completep"),
+        }
+        for field, used_by in kinds.items():
+            value, used = getattr(self, field), self.parametrization in used_by
+            if value is None and used and field != "base_head_dim":
+                raise SmoljaxError(
+                    f"model.{field} is None: model.parametrization={self.parametrization!r} needs that size of the "
+                    "model at which the learning rate was found"
+                )
+            if value is not None and not used:
+                raise SmoljaxError(
+                    f"model.{field} is {value!r}, which model.parametrization={self.parametrization!r} does not use: "
+                    f"set it to None, or the parametrization to {' or '.join(used_by)}"
+                )
+            if value is not None:
+                _require_positive_int(field, value)
 
     @property
     def num_params_without_embedding(self) -> int:

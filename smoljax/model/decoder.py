@@ -84,7 +84,9 @@ class Decoder(nn.Module):
             else None,
         )
         x_BSD, handed_out = layers(config, self.attend, name="layers")(x_BSD, kind, cos, sin)
-        gain_D = _gain(self, "final_norm", config.hidden_size)
+        gain_D = scaled(
+            _gain(self, "final_norm", config.hidden_size), config.forward_multipliers.readout
+        )
         return rms_norm(x_BSD, gain_D, eps=config.norm_eps), handed_out
 
 
@@ -101,7 +103,7 @@ class LayerKind(NamedTuple):
 
 
 class Layer(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x))."""
+    """x + r * attention(norm(x)), then x + r * mlp(norm(x)), with the residual multiplier r (1 but in "completep")."""
 
     config: ModelConfig
     attend: Attend
@@ -115,10 +117,11 @@ class Layer(nn.Module):
         update_BSD, handed_out = Attention(config, self.attend, name="attention")(
             rms_norm(x_BSD, gain_D, eps=config.norm_eps), kind, cos, sin
         )
-        x_BSD = _constrain(x_BSD + update_BSD, "embed")
+        residual = config.forward_multipliers.residual
+        x_BSD = _constrain(x_BSD + scaled(update_BSD, residual), "embed")
         gain_D = _gain(self, "mlp_norm", config.hidden_size)
         update_BSD = FeedForward(config, name="mlp")(rms_norm(x_BSD, gain_D, eps=config.norm_eps))
-        return _constrain(x_BSD + update_BSD, "embed"), handed_out
+        return _constrain(x_BSD + scaled(update_BSD, residual), "embed"), handed_out
 
 
 class Attention(nn.Module):
@@ -203,6 +206,11 @@ def rms_norm(x: jax.Array, gain_D: jax.Array, *, eps: float) -> jax.Array:
     return (x32 * scale).astype(x.dtype) * gain
 
 
+def scaled(x: jax.Array, factor: float) -> jax.Array:
+    """x times a factor that x's dtype need not hold; x itself when it is 1."""
+    return x if factor == 1 else (x.astype(jnp.float32) * factor).astype(x.dtype)
+
+
 def attend_to_sequence(
     config: ModelConfig,
     q_BSNH: jax.Array,
@@ -225,6 +233,7 @@ def attend_to_sequence(
             v_BSKH,
             segment_ids=segment_ids_BS,
             window=window,
+            scale=config.attention_scale,
             implementation=config.attention,
             return_max_logits=return_max_logits,
         )
@@ -244,9 +253,12 @@ def _rematerialised(layer: type[nn.Module], config: ModelConfig) -> type[nn.Modu
 
 
 def _matrix(module: nn.Module, name: str, shape: tuple, axes: tuple[str, ...]) -> jax.Array:
-    initializer = nn.initializers.normal(module.config.init_std)
+    config = module.config
+    # Initial values are the same for every rule of update.
+    relative_std = config.multipliers("adamw")["hidden"].init_std
+    initializer = nn.initializers.normal(config.init_std * relative_std)
     matrix = module.param(name, nn.with_logical_partitioning(initializer, axes), shape)
-    return matrix.astype(module.config.compute_dtype)
+    return matrix.astype(config.compute_dtype)
 
 
 def _gain(module: nn.Module, name: str, width: int, axis: str = "embed") -> jax.Array:
