@@ -13,6 +13,13 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from smoljax.errors import SmoljaxError
+from smoljax.optim.matrices import (
+    Specs,
+    from_matrices,
+    matrix_shapes,
+    specs_by_path,
+    to_matrices,
+)
 from smoljax.optim.newton_schulz import coefficient_rows, newton_schulz
 from smoljax.optim.partition import MatrixSpec, by_path, check_float
 
@@ -25,8 +32,6 @@ SCALES = {
     # github.com/KellerJordan/Muon.
     "keller": lambda d_in, d_out: math.sqrt(max(1.0, d_out / d_in)),
 }
-
-Specs = object | Callable[[optax.Params], object] | None
 
 
 class MuonState(NamedTuple):
@@ -144,10 +149,10 @@ def scale_by_muon(
     place = _placement(stack_sharding, one_by_one=on_cpu)
 
     def init(params: optax.Params) -> MuonState:
-        spec = _specs_by_path(specs, params)
+        spec = specs_by_path(specs, params)
         for path, leaf in by_path(params).items():
             check_float(path, leaf)
-            _matrix_shape(path, leaf, spec[path])
+            matrix_shapes(path, leaf.shape, spec[path])
         momentum = jax.tree.map(
             lambda leaf: jnp.zeros_like(leaf, dtype=momentum_dtype or jnp.float32), params
         )
@@ -169,7 +174,7 @@ def scale_by_muon(
         )
         orthogonal = _orthogonalize(
             direction,
-            _specs_by_path(specs, updates),
+            specs_by_path(specs, updates),
             scale=SCALES[scale],
             place=place,
             coefficients=coefficients,
@@ -205,24 +210,26 @@ def _orthogonalize(
 ) -> optax.Updates:
     """Orthogonalises every matrix in the tree, all those of one shape in one call."""
     leaves = by_path(direction)
-    groups: dict[tuple[int, int], list[str]] = {}
-    for path, leaf in leaves.items():
-        d_in, d_out = _matrix_shape(path, leaf, specs[path])
-        groups.setdefault((min(d_in, d_out), max(d_in, d_out)), []).append(path)
+    matrices = {path: list(to_matrices(leaf, specs[path])) for path, leaf in leaves.items()}
+    groups: dict[tuple[int, int], list[tuple[str, int]]] = {}
+    for path, pieces in matrices.items():
+        for index, piece in enumerate(pieces):
+            groups.setdefault(tuple(sorted(piece.shape[1:])), []).append((path, index))
     iterate = place(lambda x_BMN: newton_schulz(x_BMN, **options))
-    results = {}
-    for paths in groups.values():
-        stacks = [_to_stack(leaves[path], specs[path]) for path in paths]
+    for (rows, _), members in groups.items():
+        pieces = [matrices[path][index] for path, index in members]
+        stacks = [piece if piece.shape[1] == rows else piece.mT for piece in pieces]
         x_BMN = stacks[0] if len(stacks) == 1 else jnp.concatenate(stacks)
         o_BMN = iterate(x_BMN)
         start = 0
-        for path, stack in zip(paths, stacks):
-            leaf, spec = leaves[path], specs[path]
-            factor = scale(*_matrix_shape(path, leaf, spec))
-            o_leaf = o_BMN[start : start + len(stack)] * factor
-            results[path] = _from_stack(o_leaf, leaf, spec)
-            start += len(stack)
-    return jax.tree.unflatten(jax.tree.structure(direction), [results[path] for path in leaves])
+        for (path, index), piece in zip(members, pieces):
+            o_piece = o_BMN[start : start + len(piece)] * scale(*piece.shape[1:])
+            matrices[path][index] = o_piece if piece.shape[1] == rows else o_piece.mT
+            start += len(piece)
+    results = [
+        from_matrices(matrices[path], leaf.shape, specs[path]) for path, leaf in leaves.items()
+    ]
+    return jax.tree.unflatten(jax.tree.structure(direction), results)
 
 
 def _placement(
@@ -251,58 +258,6 @@ def _placement(
 def _platform(mesh: Mesh | None) -> str:
     """Where the update will run: on the mesh's devices, or on the default ones."""
     return jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
-
-
-def _to_stack(leaf: jax.Array, spec: MatrixSpec) -> jax.Array:
-    """A leaf as [matrices, M, N] with M <= N."""
-    d_in, d_out = _matrix_shape("", leaf, spec)
-    order = _batch_axes(leaf, spec) + _axes(leaf, spec.inputs) + _axes(leaf, spec.outputs)
-    stack = leaf.transpose(order).reshape(-1, d_in, d_out)
-    return stack.mT if d_in > d_out else stack
-
-
-def _from_stack(stack: jax.Array, leaf: jax.Array, spec: MatrixSpec) -> jax.Array:
-    """Undoes _to_stack."""
-    d_in, d_out = _matrix_shape("", leaf, spec)
-    stack = stack.mT if d_in > d_out else stack
-    order = _batch_axes(leaf, spec) + _axes(leaf, spec.inputs) + _axes(leaf, spec.outputs)
-    inverse = tuple(order.index(axis) for axis in range(leaf.ndim))
-    return stack.reshape([leaf.shape[axis] for axis in order]).transpose(inverse)
-
-
-def _axes(leaf: jax.Array, axes: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(axis % leaf.ndim for axis in axes)
-
-
-def _batch_axes(leaf: jax.Array, spec: MatrixSpec) -> tuple[int, ...]:
-    matrix = _axes(leaf, spec.inputs + spec.outputs)
-    return tuple(axis for axis in range(leaf.ndim) if axis not in matrix)
-
-
-def _matrix_shape(path: str, leaf: jax.Array, spec: MatrixSpec) -> tuple[int, int]:
-    """(d_in, d_out) of the matrices in a leaf."""
-    axes = spec.inputs + spec.outputs
-    fits = all(-leaf.ndim <= axis < leaf.ndim for axis in axes)
-    if not fits or len(set(_axes(leaf, axes))) != len(axes) or not spec.inputs or not spec.outputs:
-        raise SmoljaxError(
-            f"parameter {path} has shape {list(leaf.shape)}, which holds no matrix with input axes {spec.inputs} and "
-            f"output axes {spec.outputs}: give it another MatrixSpec, or to AdamW"
-        )
-    d_in = math.prod(leaf.shape[axis] for axis in spec.inputs)
-    return d_in, math.prod(leaf.shape[axis] for axis in spec.outputs)
-
-
-def _specs_by_path(specs: Specs, params: optax.Params) -> dict[str, MatrixSpec]:
-    """The MatrixSpec of every leaf; looked up by path, so that trees masked by optax work too."""
-    if specs is None:
-        return dict.fromkeys(by_path(params), MatrixSpec())
-    found = by_path(specs(params) if callable(specs) else specs)
-    missing = [path for path in by_path(params) if not isinstance(found.get(path), MatrixSpec)]
-    if missing:
-        raise SmoljaxError(
-            f"Muon has no MatrixSpec for {', '.join(missing)}: give each leaf one, or send it to AdamW"
-        )
-    return found
 
 
 def _stack_sharding(

@@ -16,13 +16,22 @@ from smoljax.errors import SmoljaxError
 class MatrixSpec:
     """Which axes of a kernel are the input of its matrix and which the output; every other axis counts matrices.
 
+    A fused query, key and value kernel [D, N + 2 K, H] whose heads are orthogonalised in pairs:
+    MatrixSpec(inputs=(-3,), outputs=(-2, -1), split=(N, K, K), heads=(-2, 2)).
+
     Attributes:
-      inputs: axes that x @ W sums over, counted from the end (-2 is the last but one).
-      outputs: axes of the result, counted from the end.
+      inputs: axes that x @ W sums over, counted from the end (-2 is the last but one) or from the front.
+      outputs: axes of the result, likewise.
+      split: sizes of the pieces along the first output axis of a fused kernel; each piece holds matrices of its own.
+        Empty: the kernel is one piece.
+      heads: (axis, per_matrix): along this input or output axis every `per_matrix` heads make a matrix of their own.
+        None: all heads together make one.
     """
 
     inputs: tuple[int, ...] = (-2,)
     outputs: tuple[int, ...] = (-1,)
+    split: tuple[int, ...] = ()
+    heads: tuple[int, int] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
