@@ -1,0 +1,200 @@
+"""Held-out loss of five optimizers at equal tokens: a grid of learning rates at one seed, then more seeds at each best.
+
+Runs configs/ablations/optimizers.py through `smoljax.train`; a finished run is not repeated. AdamW comes first, and the
+leaves that it keeps beside a matrix optimizer get its best rate. A grid whose best rate lies at its edge is extended, at
+most twice. Rates are ranked at the end of the decay only.
+
+Writes benchmarks/results/optimizers.json, optimizers.md and optimizers.png.
+
+Command:   python benchmarks/optimizers.py --workdir=runs/quickstart [--only adamw muon] [--seeds=3]
+"""
+
+import argparse
+import math
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+from smoljax import files
+from smoljax.training.metrics import read_metrics
+
+CONFIG = "configs/ablations/optimizers.py"
+RESULTS = Path("benchmarks/results")
+RATES = {
+    "adamw": (3e-3, 6e-3, 1.2e-2),
+    "muon": (6e-3, 1.2e-2, 2.4e-2),
+    "normuon": (6e-3, 1.2e-2, 2.4e-2),
+    "soap": (3e-3, 6e-3, 1.2e-2),
+    "muonh": (1e-2, 2e-2, 4e-2),
+}
+LABELS = {"adamw": "AdamW", "muon": "Muon", "normuon": "NorMuon", "soap": "SOAP", "muonh": "MuonH"}
+EXTENSIONS = 2
+# Student's t, 97.5%, by degrees of freedom.
+T_975 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776}
+
+Curve = dict[int, dict[str, float]]
+
+
+def main() -> None:
+    """Runs what is missing, then writes table, figures and plot of what there is."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--workdir", default="runs/quickstart", help="holds shards and tokenizer")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--only", nargs="*", choices=RATES, default=list(RATES))
+    arguments = parser.parse_args()
+    workdir = Path(arguments.workdir)
+    results = {"config": CONFIG, "optimizers": {}}
+    beside = RATES["adamw"][1]
+    for optimizer in (name for name in RATES if name in arguments.only):
+        grid = search(workdir, optimizer, beside)
+        best = min(grid, key=lambda rate: final(grid[rate])["loss"])
+        if optimizer == "adamw":
+            beside = best
+        curves = [
+            curve(workdir, optimizer, best, beside, seed=seed) for seed in range(arguments.seeds)
+        ]
+        results["optimizers"][optimizer] = {
+            "grid": {f"{rate:g}": final(grid[rate])["loss"] for rate in sorted(grid)},
+            "best_rate": best,
+            "curves": curves,
+        }
+    RESULTS.mkdir(exist_ok=True)
+    files.atomic_write_json(RESULTS / "optimizers.json", results)
+    files.atomic_write_bytes(RESULTS / "optimizers.md", table(results).encode())
+    plot(results, RESULTS / "optimizers.png")
+    print(table(results))
+
+
+def search(workdir: Path, optimizer: str, beside: float) -> dict[float, Curve]:
+    """The curve of each learning rate at seed 0; goes on by factors of two while the best rate is at the edge."""
+    grid = {
+        rate: curve(workdir, optimizer, rate, beside, seed=0) for rate in sorted(RATES[optimizer])
+    }
+    for _ in range(EXTENSIONS):
+        best = min(grid, key=lambda rate: final(grid[rate])["loss"])
+        if best not in (min(grid), max(grid)):
+            break
+        rate = best / 2 if best == min(grid) else best * 2
+        grid[rate] = curve(workdir, optimizer, rate, beside, seed=0)
+    return grid
+
+
+def curve(workdir: Path, optimizer: str, rate: float, beside: float, *, seed: int) -> Curve:
+    """Held-out loss (nats per token) and bits per byte by step of one run, which is trained when it is missing."""
+    run = workdir / "optimizers" / f"{optimizer}_{rate:g}_seed{seed}"
+    if not (run / "done").exists():
+        command = [
+            sys.executable,
+            "-m",
+            "smoljax.train",
+            f"--config={CONFIG}:{optimizer}",
+            f"--workdir={run}",
+            f"--config.data.directory={workdir / 'shards'}",
+            f"--config.tokenizer.directory={workdir / 'tokenizer'}",
+            f"--config.optimizer.learning_rate={rate}",
+            f"--config.optimizer.adamw_learning_rate={beside}",
+            f"--config.seed={seed}",
+        ]
+        print(" ".join(command[1:]), flush=True)
+        subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
+        (run / "done").touch()
+    return {
+        row["step"]: {name: row[f"heldout/all/{name}"] for name in ("loss", "bits_per_byte")}
+        for row in read_metrics(run / "train")
+        if "heldout/all/loss" in row
+    }
+
+
+def final(points: Curve) -> dict[str, float]:
+    """The last point of a curve."""
+    return points[max(points)]
+
+
+def steps_to(points: Curve, loss: float) -> float | None:
+    """The step, between two evaluations by a line, at which a curve first reaches a loss; None when it never does."""
+    before = None
+    for step in sorted(points):
+        value = points[step]["loss"]
+        if value <= loss:
+            if before is None:
+                return float(step)
+            last_step, last = before
+            return last_step + (step - last_step) * (last - loss) / (last - value)
+        before = step, value
+    return None
+
+
+def table(results: dict) -> str:
+    """Mean and 95% interval over seeds, the difference to AdamW paired by seed, and steps to AdamW's final loss."""
+    adamw = results["optimizers"].get("adamw")
+    lines = [
+        "| optimizer | best rate | held-out loss, nats | bits per byte | AdamW minus it, paired | steps to AdamW's loss |",
+        "|---|---|---|---|---|---|",
+    ]
+    for optimizer, result in results["optimizers"].items():
+        losses = [final(points)["loss"] for points in result["curves"]]
+        mean, half = interval(losses)
+        bits = statistics.mean(final(points)["bits_per_byte"] for points in result["curves"])
+        cells = ["-", "-"]
+        if adamw and optimizer != "adamw":
+            pairs = [
+                final(theirs)["loss"] - loss for theirs, loss in zip(adamw["curves"], losses)
+            ]
+            cells[0] = "{:+.3f} ± {:.3f}".format(*interval(pairs))
+            steps = [
+                steps_to(points, final(theirs)["loss"])
+                for theirs, points in zip(adamw["curves"], result["curves"])
+            ]
+            if None not in steps:
+                cells[1] = f"{statistics.mean(steps):.0f} of {max(result['curves'][0])}"
+        lines.append(
+            f"| {LABELS[optimizer]} | {result['best_rate']:g} | {mean:.3f} ± {half:.3f} | {bits:.3f} | {cells[0]} | {cells[1]} |"
+        )
+    lines += ["", "Held-out loss by learning rate, seed 0:", ""]
+    for optimizer, result in results["optimizers"].items():
+        figures = ", ".join(f"{rate}: {loss:.3f}" for rate, loss in result["grid"].items())
+        lines.append(f"- {LABELS[optimizer]}: {figures}")
+    return "\n".join(lines) + "\n"
+
+
+def interval(values: list[float]) -> tuple[float, float]:
+    """Mean and half width of its 95% interval (Student's t)."""
+    if len(values) < 2:
+        return values[0], math.inf
+    half = T_975[len(values) - 1] * statistics.stdev(values) / math.sqrt(len(values))
+    return statistics.mean(values), half
+
+
+def plot(results: dict, path: Path) -> None:
+    """Held-out loss by step, mean of the seeds with their range; and the grid of learning rates."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, (by_step, by_rate) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
+    for optimizer, result in results["optimizers"].items():
+        steps = sorted(result["curves"][0])
+        losses = [[points[step]["loss"] for points in result["curves"]] for step in steps]
+        (line,) = by_step.plot(
+            steps, [statistics.mean(each) for each in losses], label=LABELS[optimizer]
+        )
+        by_step.fill_between(
+            steps,
+            [min(each) for each in losses],
+            [max(each) for each in losses],
+            color=line.get_color(),
+            alpha=0.2,
+        )
+        rates = [float(rate) for rate in result["grid"]]
+        by_rate.plot(rates, list(result["grid"].values()), "o-", label=LABELS[optimizer])
+    by_step.set(xlabel="step", ylabel="held-out loss, nats per token", title="Best rate, all seeds")
+    by_rate.set(xlabel="learning rate", xscale="log", title="Final loss by learning rate, seed 0")
+    by_step.legend()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    main()
