@@ -1,6 +1,6 @@
 """The matrices inside a parameter: a leaf becomes a stack of them and a stack the leaf, by its MatrixSpec.
 
-B matrices of one piece of a leaf
+B matrices of one piece of a leaf, I inputs, O outputs
 """
 
 import dataclasses
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from smoljax.errors import SmoljaxError
-from smoljax.optim.partition import MatrixSpec, by_path
+from smoljax.optim.partition import MatrixSpec, by_path, check_float
 
 Shape = tuple[int, ...]
 Specs = object | Callable[[optax.Params], object] | None
@@ -38,6 +38,13 @@ def specs_by_path(specs: Specs, tree: optax.Params) -> dict[str, MatrixSpec]:
             f"there is no MatrixSpec for {', '.join(missing)}: give each leaf one, or send it to AdamW"
         )
     return found
+
+
+def check_matrices(params: optax.Params, specs: dict[str, MatrixSpec]) -> None:
+    """Raises a SmoljaxError for a leaf that is no real float or holds no matrices of its spec."""
+    for path, leaf in by_path(params).items():
+        check_float(path, leaf)
+        matrix_shapes(path, leaf.shape, specs[path])
 
 
 def matrix_shapes(path: str, shape: Shape, spec: MatrixSpec) -> tuple[tuple[int, int, int], ...]:
@@ -68,6 +75,22 @@ def from_matrices(matrices: Sequence[jax.Array], shape: Shape, spec: MatrixSpec)
     return _place(matrices, pieces, [(piece.inputs, piece.outputs) for piece in pieces])
 
 
+def tree_of_matrices(
+    matrices: dict[str, Sequence[jax.Array]], like: optax.Params, specs: dict[str, MatrixSpec]
+) -> optax.Params:
+    """The tree with the structure, shapes and dtypes of `like` whose leaves hold these matrices, given by path."""
+    leaves = {
+        path: from_matrices(matrices[path], leaf.shape, specs[path]).astype(leaf.dtype)
+        for path, leaf in by_path(like).items()
+    }
+    return tree_of_leaves(leaves, like)
+
+
+def tree_of_leaves(leaves: dict[str, jax.Array], like: optax.Params) -> optax.Params:
+    """The tree with the structure of `like` and these leaves, given by path."""
+    return jax.tree.unflatten(jax.tree.structure(like), [leaves[path] for path in by_path(like)])
+
+
 def to_statistics(
     statistic: jax.Array, shape: Shape, spec: MatrixSpec, *, per: str
 ) -> tuple[jax.Array, ...]:
@@ -93,6 +116,12 @@ def from_statistics(
     """
     pieces = _pieces("", shape, spec)
     return _place(statistics, pieces, [_summed(piece, per) for piece in pieces])
+
+
+def frobenius_norm(x_BIO: jax.Array) -> jax.Array:
+    """The norm of each matrix, float32 [B, 1, 1]."""
+    squares_BIO = jnp.square(x_BIO.astype(jnp.float32))
+    return jnp.sqrt(jnp.sum(squares_BIO, axis=(1, 2), keepdims=True))
 
 
 @dataclasses.dataclass(frozen=True)

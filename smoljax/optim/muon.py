@@ -1,27 +1,18 @@
-"""Muon: momentum whose matrices are orthogonalised, grouped by shape into batched products.
-
-B stacked matrices, M rows, N columns with M <= N
-"""
+"""Muon: momentum whose matrices are orthogonalised and scaled by their shape."""
 
 import math
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from smoljax.errors import SmoljaxError
-from smoljax.optim.matrices import (
-    Specs,
-    from_matrices,
-    matrix_shapes,
-    specs_by_path,
-    to_matrices,
-)
-from smoljax.optim.newton_schulz import coefficient_rows, newton_schulz
-from smoljax.optim.partition import MatrixSpec, by_path, check_float
+from smoljax.optim.decay import add_decayed_weights
+from smoljax.optim.matrices import Specs, check_matrices, specs_by_path, tree_of_matrices
+from smoljax.optim.orthogonalize import Orthogonal, orthogonalizer
+from smoljax.optim.partition import by_path
 
 # Factor on the orthogonal matrix of a kernel with d_in inputs and d_out outputs.
 SCALES = {
@@ -33,27 +24,45 @@ SCALES = {
     "keller": lambda d_in, d_out: math.sqrt(max(1.0, d_out / d_in)),
 }
 
+MOMENTA = ("ema", "heavy_ball")
+
+
+class MuonMetrics(NamedTuple):
+    """What the last update did to one leaf.
+
+    Attributes:
+      orthogonality_error: float32 scalar, RMS of sigma^2 - 1 over the singular values of all its orthogonalised matrices.
+      momentum_cosine: float32 scalar, cosine of the angle between its momentum, this gradient included, and the gradient.
+    """
+
+    orthogonality_error: jax.Array
+    momentum_cosine: jax.Array
+
 
 class MuonState(NamedTuple):
     """State of scale_by_muon.
 
     Attributes:
       count: int32 scalar, updates so far.
-      momentum: tree of the parameters' shapes, the moving average of the gradient.
+      momentum: tree of the parameters' shapes, the moving average (or sum) of the gradient.
+      metrics: MuonMetrics of each leaf, by its path; None unless asked for.
     """
 
     count: jax.Array
     momentum: optax.Updates
+    metrics: dict[str, MuonMetrics] | None = None
 
 
 def muon(
     learning_rate: optax.ScalarOrSchedule,
     *,
     specs: Specs = None,
-    weight_decay: float = 0.0,
+    weight_decay: optax.ScalarOrSchedule = 0.0,
     weight_decay_mask: object | None = None,
+    cautious: bool = False,
     beta: float = 0.95,
     nesterov: bool = True,
+    momentum: str = "ema",
     bias_correction: bool = False,
     coefficients: str | tuple = "polar_express",
     steps: int | None = None,
@@ -63,6 +72,7 @@ def muon(
     eps: float = 1e-7,
     mesh: Mesh | None = None,
     mesh_axis: str | tuple[str, ...] | None = None,
+    metrics: bool = False,
 ) -> optax.GradientTransformation:
     """Muon with decoupled weight decay, for a tree that holds nothing but matrices.
 
@@ -72,9 +82,10 @@ def muon(
 
     Args:
       learning_rate: a number or a schedule.
-      specs: as in scale_by_muon, like all that follow but the next two.
-      weight_decay: strength of the decay.
-      weight_decay_mask: as in optax.add_decayed_weights.
+      specs: as in scale_by_muon, like all that follow but the next three.
+      weight_decay: as in add_decayed_weights, a number or a schedule.
+      weight_decay_mask: as in add_decayed_weights.
+      cautious: as in add_decayed_weights.
 
     Raises:
       SmoljaxError: as scale_by_muon.
@@ -84,6 +95,7 @@ def muon(
             specs,
             beta=beta,
             nesterov=nesterov,
+            momentum=momentum,
             bias_correction=bias_correction,
             coefficients=coefficients,
             steps=steps,
@@ -93,8 +105,9 @@ def muon(
             eps=eps,
             mesh=mesh,
             mesh_axis=mesh_axis,
+            metrics=metrics,
         ),
-        optax.add_decayed_weights(weight_decay, weight_decay_mask),
+        add_decayed_weights(weight_decay, weight_decay_mask, cautious=cautious),
         optax.scale_by_learning_rate(learning_rate),
     )
 
@@ -104,6 +117,7 @@ def scale_by_muon(
     *,
     beta: float = 0.95,
     nesterov: bool = True,
+    momentum: str = "ema",
     bias_correction: bool = False,
     coefficients: str | tuple = "polar_express",
     steps: int | None = None,
@@ -113,11 +127,13 @@ def scale_by_muon(
     eps: float = 1e-7,
     mesh: Mesh | None = None,
     mesh_axis: str | tuple[str, ...] | None = None,
+    metrics: bool = False,
 ) -> optax.GradientTransformation:
     """Replaces the gradient of each matrix by scale * orthogonalised momentum (github.com/KellerJordan/Muon).
 
-    m <- beta * m + (1 - beta) * g, and the iteration runs on beta * m + (1 - beta) * g with Nesterov, else on m.
-    (The heavy-ball form m <- beta * m + g gives the same updates: Newton-Schulz removes the common factor.)
+    "ema": m <- beta * m + (1 - beta) * g, and the iteration runs on beta * m + (1 - beta) * g with Nesterov, else on m.
+    "heavy_ball" (Moonlight, arXiv 2502.16982): m <- beta * m + g, and it runs on beta * m + g, else on m. The updates
+    are the same, as Newton-Schulz removes the common factor; the momentum is 1 / (1 - beta) times as large.
     Matrices of one shape, whatever leaf they are in and whichever way round, are stacked into one batched iteration.
 
     Args:
@@ -125,160 +141,121 @@ def scale_by_muon(
         axes of every leaf are input and output, and the axes before count matrices.
       beta: momentum.
       nesterov: whether to look one gradient ahead.
+      momentum: "ema" or "heavy_ball".
       bias_correction: weigh momentum and gradient as optax.contrib.muon does (Dozat's correction, which
-        differs from the plain rule in the first steps when nesterov is on).
+        differs from the plain rule in the first steps when nesterov is on); for "ema" alone.
       coefficients: as in newton_schulz.
       steps: steps of newton_schulz.
-      scale: "rms" (0.2 * sqrt(max(d_in, d_out))), "spectral" (sqrt(d_out / d_in)) or "keller" (sqrt(max(1, d_out / d_in))).
+      scale: "rms" (0.2 * sqrt(max(d_in, d_out))), "spectral" (sqrt(d_out / d_in)) or "keller" (sqrt(max(1, d_out / d_in))),
+        with the sizes of each matrix: where a head is a matrix of its own, the head's.
       dtype: dtype of the products; None: bfloat16 on accelerators, float32 on a CPU (the mesh's devices tell, or JAX's default).
       momentum_dtype: dtype of the state; None: float32.
       eps: as in newton_schulz.
       mesh: with mesh_axis: the stack of matrices is split over that axis, so that every matrix lies whole on a device and
         the iteration needs no communication. Each matrix is resharded once on the way in and once on the way out.
       mesh_axis: name, or names, of the mesh axes to split over; all axes of the mesh share the work best.
+      metrics: whether the state holds MuonMetrics of every leaf.
 
     Raises:
       SmoljaxError: at once for an unknown option; in init for a leaf that holds no matrix or no real float.
     """
-    if scale not in SCALES:
-        raise SmoljaxError(f"scale is {scale!r}: choose one of {', '.join(SCALES)}")
-    coefficient_rows(coefficients, steps)
-    stack_sharding = _stack_sharding(mesh, mesh_axis)
-    on_cpu = _platform(mesh) == "cpu"
-    dtype = dtype or (jnp.float32 if on_cpu else jnp.bfloat16)
-    place = _placement(stack_sharding, one_by_one=on_cpu)
+    for field, value, choices in (("scale", scale, SCALES), ("momentum", momentum, MOMENTA)):
+        if value not in choices:
+            raise SmoljaxError(f"{field} is {value!r}: choose one of {', '.join(choices)}")
+    if bias_correction and momentum != "ema":
+        raise SmoljaxError(f"bias_correction is for momentum 'ema', and momentum is {momentum!r}")
+    orthogonalize = orthogonalizer(
+        coefficients=coefficients,
+        steps=steps,
+        dtype=dtype,
+        eps=eps,
+        mesh=mesh,
+        mesh_axis=mesh_axis,
+        measure=_squared_error if metrics else None,
+    )
 
     def init(params: optax.Params) -> MuonState:
-        spec = specs_by_path(specs, params)
-        for path, leaf in by_path(params).items():
-            check_float(path, leaf)
-            matrix_shapes(path, leaf.shape, spec[path])
-        momentum = jax.tree.map(
-            lambda leaf: jnp.zeros_like(leaf, dtype=momentum_dtype or jnp.float32), params
+        check_matrices(params, specs_by_path(specs, params))
+        zero = MuonMetrics(jnp.zeros([], jnp.float32), jnp.zeros([], jnp.float32))
+        return MuonState(
+            count=jnp.zeros([], jnp.int32),
+            momentum=jax.tree.map(
+                lambda leaf: jnp.zeros_like(leaf, dtype=momentum_dtype or jnp.float32), params
+            ),
+            metrics=dict.fromkeys(by_path(params), zero) if metrics else None,
         )
-        return MuonState(count=jnp.zeros([], jnp.int32), momentum=momentum)
 
     def update(
         updates: optax.Updates, state: MuonState, params: optax.Params | None = None
     ) -> tuple[optax.Updates, MuonState]:
         del params
+        spec = specs_by_path(specs, updates)
         count = optax.safe_increment(state.count)
-        average = jax.tree.map(
-            lambda m, g: beta * m.astype(jnp.float32) + (1 - beta) * g.astype(jnp.float32),
+        new_momentum, direction = accumulate(
             state.momentum,
             updates,
+            beta=beta,
+            nesterov=nesterov,
+            momentum=momentum,
+            count=count if bias_correction else None,
         )
-        on_average, on_gradient = _momentum_weights(beta, count, nesterov, bias_correction)
-        direction = jax.tree.map(
-            lambda m, g: on_average * m + on_gradient * g.astype(jnp.float32), average, updates
+        pieces = orthogonalize(direction, spec)
+        scaled = {
+            path: [o.matrices * SCALES[scale](*o.matrices.shape[1:]) for o in pieces[path]]
+            for path in pieces
+        }
+        return tree_of_matrices(scaled, updates, spec), MuonState(
+            count=count,
+            momentum=jax.tree.map(lambda m: m.astype(momentum_dtype or jnp.float32), new_momentum),
+            metrics=_metrics(pieces, new_momentum, updates) if metrics else None,
         )
-        orthogonal = _orthogonalize(
-            direction,
-            specs_by_path(specs, updates),
-            scale=SCALES[scale],
-            place=place,
-            coefficients=coefficients,
-            steps=steps,
-            dtype=dtype,
-            eps=eps,
-        )
-        orthogonal = jax.tree.map(lambda o, g: o.astype(g.dtype), orthogonal, updates)
-        momentum = jax.tree.map(lambda m: m.astype(momentum_dtype or jnp.float32), average)
-        return orthogonal, MuonState(count=count, momentum=momentum)
 
     return optax.GradientTransformation(init, update)
 
 
-def _momentum_weights(
-    beta: float, count: jax.Array, nesterov: bool, bias_correction: bool
-) -> tuple[float | jax.Array, float | jax.Array]:
-    """What the average and the gradient weigh in the matrix that is orthogonalised; count is that of this update."""
-    if not bias_correction:
-        return (beta, 1 - beta) if nesterov else (1.0, 0.0)
-    if not nesterov:
-        return 1 / (1 - beta**count), 0.0
-    return beta / (1 - beta ** (count + 1)), (1 - beta) / (1 - beta**count)
-
-
-def _orthogonalize(
-    direction: optax.Updates,
-    specs: dict[str, MatrixSpec],
+def accumulate(
+    state: optax.Updates,
+    gradient: optax.Updates,
     *,
-    scale: Callable[[int, int], float],
-    place: Callable[[Callable], Callable],
-    **options,
-) -> optax.Updates:
-    """Orthogonalises every matrix in the tree, all those of one shape in one call."""
-    leaves = by_path(direction)
-    matrices = {path: list(to_matrices(leaf, specs[path])) for path, leaf in leaves.items()}
-    groups: dict[tuple[int, int], list[tuple[str, int]]] = {}
-    for path, pieces in matrices.items():
-        for index, piece in enumerate(pieces):
-            groups.setdefault(tuple(sorted(piece.shape[1:])), []).append((path, index))
-    iterate = place(lambda x_BMN: newton_schulz(x_BMN, **options))
-    for (rows, _), members in groups.items():
-        pieces = [matrices[path][index] for path, index in members]
-        stacks = [piece if piece.shape[1] == rows else piece.mT for piece in pieces]
-        x_BMN = stacks[0] if len(stacks) == 1 else jnp.concatenate(stacks)
-        o_BMN = iterate(x_BMN)
-        start = 0
-        for (path, index), piece in zip(members, pieces):
-            o_piece = o_BMN[start : start + len(piece)] * scale(*piece.shape[1:])
-            matrices[path][index] = o_piece if piece.shape[1] == rows else o_piece.mT
-            start += len(piece)
-    results = [
-        from_matrices(matrices[path], leaf.shape, specs[path]) for path, leaf in leaves.items()
-    ]
-    return jax.tree.unflatten(jax.tree.structure(direction), results)
+    beta: float,
+    nesterov: bool,
+    momentum: str,
+    count: jax.Array | None = None,
+) -> tuple[optax.Updates, optax.Updates]:
+    """The new momentum, and the direction that it gives, both in float32; see scale_by_muon.
+
+    Args:
+      state: the momentum before.
+      gradient: the gradient now.
+      count: number of this update, for the bias correction; None for no correction.
+    """
+    share = 1 - beta if momentum == "ema" else 1.0
+    gradient = jax.tree.map(lambda g: g.astype(jnp.float32), gradient)
+    new = jax.tree.map(lambda m, g: beta * m.astype(jnp.float32) + share * g, state, gradient)
+    on_momentum, on_gradient = (beta, share) if nesterov else (1.0, 0.0)
+    if count is not None:
+        on_momentum /= 1 - beta ** (count + 1 if nesterov else count)
+        on_gradient /= 1 - beta**count
+    return new, jax.tree.map(lambda m, g: on_momentum * m + on_gradient * g, new, gradient)
 
 
-def _placement(
-    stack_sharding: tuple[NamedSharding, int] | None, *, one_by_one: bool
-) -> Callable[[Callable], Callable]:
-    """How a function of a stack [B, M, N] runs: split over a mesh axis, matrix by matrix, or all at once."""
-
-    def place(function: Callable[[jax.Array], jax.Array]) -> Callable[[jax.Array], jax.Array]:
-        if stack_sharding is None:
-            # On a CPU a single matrix and its Gram matrix stay in the cache: a tenth faster than a batch.
-            return (lambda x_BMN: jax.lax.map(function, x_BMN)) if one_by_one else function
-        sharding, parts = stack_sharding
-
-        def split(x_BMN: jax.Array) -> jax.Array:
-            size = len(x_BMN)
-            # Zero matrices fill the last devices' share; they stay zero and are cut off again.
-            x_BMN = jnp.pad(x_BMN, ((0, -size % parts), (0, 0), (0, 0)))
-            o_BMN = function(jax.lax.with_sharding_constraint(x_BMN, sharding))
-            return jax.lax.with_sharding_constraint(o_BMN, sharding)[:size]
-
-        return split
-
-    return place
+def _squared_error(o_BMN: jax.Array) -> jax.Array:
+    """Sum of (sigma^2 - 1)^2 over the singular values of each matrix: the squared norm of O O^T - I."""
+    a_BMM = jnp.einsum("...mn,...kn->...mk", o_BMN, o_BMN, precision=jax.lax.Precision.HIGHEST)
+    eye_BMM = jnp.broadcast_to(jnp.eye(a_BMM.shape[-1], dtype=a_BMM.dtype), a_BMM.shape)
+    return jnp.sum(jnp.square(a_BMM - eye_BMM), axis=(-2, -1))
 
 
-def _platform(mesh: Mesh | None) -> str:
-    """Where the update will run: on the mesh's devices, or on the default ones."""
-    return jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
-
-
-def _stack_sharding(
-    mesh: Mesh | None, mesh_axis: str | tuple[str, ...] | None
-) -> tuple[NamedSharding, int] | None:
-    """The sharding of a stack [B, M, N] and the number of parts that it makes; None where nothing is split."""
-    if mesh is None or mesh_axis is None:
-        if mesh is not None or mesh_axis is not None:
-            raise SmoljaxError("give mesh and mesh_axis together, or neither")
-        return None
-    names = (mesh_axis,) if isinstance(mesh_axis, str) else tuple(mesh_axis)
-    for name in names:
-        if name not in mesh.shape:
-            raise SmoljaxError(
-                f"mesh_axis {name!r} is not an axis of the mesh: it has {', '.join(mesh.axis_names)}"
-            )
-        if name not in mesh.auto_axes:
-            raise SmoljaxError(
-                f"mesh_axis {name!r} is an explicit axis: make the mesh with axis_types AxisType.Auto"
-            )
-    parts = math.prod(mesh.shape[name] for name in names)
-    if parts == 1:
-        return None
-    return NamedSharding(mesh, PartitionSpec(names, None, None)), parts
+def _metrics(
+    pieces: dict[str, list[Orthogonal]], momentum: optax.Updates, gradient: optax.Updates
+) -> dict[str, MuonMetrics]:
+    momentum, gradient = by_path(momentum), by_path(gradient)
+    metrics = {}
+    for path in pieces:
+        values = sum(len(o.matrices) * min(o.matrices.shape[1:]) for o in pieces[path])
+        error = jnp.sqrt(sum(jnp.sum(o.measures) for o in pieces[path]) / values)
+        m, g = momentum[path], gradient[path].astype(jnp.float32)
+        norms = jnp.sqrt(jnp.sum(m * m)) * jnp.sqrt(jnp.sum(g * g))
+        cosine = jnp.sum(m * g) / jnp.where(norms == 0, 1, norms)
+        metrics[path] = MuonMetrics(orthogonality_error=error, momentum_cosine=cosine)
+    return metrics
