@@ -156,6 +156,44 @@ def test_padding_is_finite_and_bfloat16_stays_bfloat16(implementation):
     np.testing.assert_allclose(out.astype(jnp.float32), exact_out, atol=0.03)
 
 
+@pytest.mark.parametrize("window", [None, 4])
+@pytest.mark.parametrize("implementation", BACKENDS)
+def test_maxima_are_of_real_tokens_of_their_own_document_in_the_window(implementation, window):
+    segment_ids = np.array([[1] * 5 + [2] * 7 + [0] * 4, [1] * 16, [0] * 16])
+    q, k, v, dout = arrays(7, 3, 16, 4, 2, 8)
+    options = dict(causal=True, segment_ids=segment_ids, window=window, scale=0.3)
+    run = jax.jit(
+        lambda q, k: attention(
+            q, k, v, **options, implementation=implementation, return_max_logits=True
+        )[1]
+    )
+    largest = exact(q, k, v, dout, **options)[1]
+    np.testing.assert_allclose(run(q, k), largest, rtol=1e-5)
+    # Padding that would win by far, and a key that no query may see: before it, or far behind it, or elsewhere.
+    padding = (segment_ids == 0)[..., None, None]
+    np.testing.assert_array_equal(
+        run(jnp.where(padding, 1e3, q), jnp.where(padding, 1e3, k)), run(q, k)
+    )
+    unseen = k.at[0, 11].set(1e3)  # The last real token of its row: only itself sees it.
+    seen_by_itself = exact(q, unseen, v, dout, **options)[1]
+    np.testing.assert_allclose(run(q, unseen), seen_by_itself, rtol=1e-5)
+    assert not np.allclose(
+        exact(q, unseen, v, dout, **options | {"causal": False})[1], seen_by_itself
+    )
+
+    only_padding = jax.jit(
+        lambda q: attention(
+            q,
+            k,
+            v,
+            segment_ids=np.zeros((3, 16), np.int32),
+            implementation=implementation,
+            return_max_logits=True,
+        )[1]
+    )
+    np.testing.assert_array_equal(only_padding(q), np.full(4, -np.inf))
+
+
 def test_xla_leaves_out_the_masked_half():
     q, k, v, _ = arrays(3, 1, 256, 2, 2, 64)
 
@@ -173,7 +211,12 @@ def test_a_backend_that_cannot_is_passed_over_with_a_reason(caplog):
     assert api._choose(None, platform="gpu", segment_ids=False, **asked) == "cudnn"
     with caplog.at_level(logging.INFO):
         assert api._choose(None, platform="gpu", segment_ids=True, **asked) == "xla"
+        assert (
+            api._choose(None, platform="gpu", segment_ids=False, **asked | {"max_logits": True})
+            == "xla"
+        )
     assert "cudnn is passed over: it cannot honour segment ids" in caplog.text
+    assert "cudnn is passed over: it does not return maximum logits" in caplog.text
 
 
 def test_cpu_gradients_are_the_same_under_scan_remat_and_vmap():
