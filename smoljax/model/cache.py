@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from smoljax.kernels import attention
 from smoljax.model.config import ModelConfig
-from smoljax.model.decoder import Layer, LayerKind, rms_norm
+from smoljax.model.decoder import Layer, LayerKind, rms_norm, scaled
 from smoljax.model.rope import rope_tables
 
 CACHE_DTYPES = ("float32", "bfloat16", "int8")
@@ -55,11 +55,12 @@ Cache = tuple[tuple[Stored, Stored], ...]  # Of each layer: keys and values.
 
 
 def prepare(config: ModelConfig, params: dict) -> Prepared:
-    """Layers apart, the head as rows of D: once per parameter, and not for every token."""
+    """Layers apart, the head as rows of D, the readout's factor in the final gain: once, and not for every token."""
+    gain_D = scaled(params["final_norm"], config.forward_multipliers.readout)
     # A parameter is whatever is not a dict: a quantised one (smoljax.interop.quantize) is cast as a whole.
     params = jax.tree.map(
         lambda leaf: leaf.astype(config.compute_dtype),
-        params,
+        {**params, "final_norm": gain_D},
         is_leaf=lambda node: not isinstance(node, dict),
     )
     layers = tuple(
@@ -102,6 +103,7 @@ def prefill(
             v_BPKH,
             segment_ids=segment_ids_BP,
             window=config.window(i),
+            scale=config.attention_scale,
             implementation=config.attention,
         )
         dtype = cache_dtype or config.compute_dtype
@@ -139,7 +141,8 @@ def decode(
         keys, values = (_write(old, x, slot) for old, x in zip(cache[i], (k_B1KH, v_B1KH)))
         window = config.window(i)
         reach_BT = visible_BT if window is None else visible_BT & (slot_1T > slot - window)
-        return _attend_to_cache(q_B1NH, keys, values, reach_BT), (keys, values)
+        output_B1NH = _attend_to_cache(q_B1NH * config.attention_scale, keys, values, reach_BT)
+        return output_B1NH, (keys, values)
 
     positions_B1 = (slot - first_B)[:, None]
     x_B1D, cache = _layers(config, prepared, token_B[:, None], positions_B1, attend)
@@ -173,11 +176,12 @@ def _logits(config, prepared, x_BD) -> jax.Array:
 
 
 def _attend_to_cache(q_B1NH, keys: Stored, values: Stored, visible_BT) -> jax.Array:
+    """The queries are scaled already."""
     # Letters as for several rows; a single one has no B.
     B, _, N, H = q_B1NH.shape
     K = keys.values.shape[-3]
     dtype = q_B1NH.dtype
-    q_BKGH = _rows((q_B1NH * H**-0.5).reshape(B, K, N // K, H))
+    q_BKGH = _rows(q_B1NH.reshape(B, K, N // K, H))
     scores_BKGT = jnp.einsum(
         "...kgh,...kth->...kgt",
         q_BKGH,

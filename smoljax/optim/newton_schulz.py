@@ -113,8 +113,11 @@ def coefficient_rows(
         )
     if steps is None:
         steps = 5 if len(table) == 1 else len(table)
-    if steps < 1:
-        raise SmoljaxError(f"steps is {steps}: Newton-Schulz needs at least 1")
+    if not isinstance(steps, int) or steps < 1:
+        raise SmoljaxError(
+            f"steps is {steps}: Newton-Schulz needs an int of at least 1 (optax.inject_hyperparams makes it an array: "
+            "name it in static_args)"
+        )
     return tuple(tuple(table[min(i, len(table) - 1)].tolist()) for i in range(steps))
 
 

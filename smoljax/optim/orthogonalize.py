@@ -35,9 +35,9 @@ def orthogonalizer(
     coefficients: str | tuple,
     steps: int | None,
     dtype: jax.typing.DTypeLike | None,
-    eps: float,
     mesh: Mesh | None,
     mesh_axis: str | tuple[str, ...] | None,
+    eps: float = 1e-7,
     measure: Callable[[jax.Array], jax.Array] | None = None,
 ) -> Callable[[optax.Updates, dict[str, MatrixSpec]], dict[str, list[Orthogonal]]]:
     """A function from a tree of float32 leaves and its specs to the orthogonalised pieces of every leaf, by path.
@@ -46,8 +46,7 @@ def orthogonalizer(
 
     Args:
       coefficients: as in newton_schulz, and steps and eps.
-      dtype: dtype of the products; None: bfloat16 on accelerators, float32 on a CPU.
-      mesh: as in scale_by_muon, and mesh_axis.
+      dtype: as in scale_by_muon, and mesh and mesh_axis.
       measure: function from orthogonalised matrices [..., M, N] to a number for each, [...].
 
     Raises:

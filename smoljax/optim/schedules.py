@@ -1,5 +1,6 @@
 """Learning-rate schedules: functions from the step (from 0, int) to a float32 scalar, for use inside jit."""
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -9,12 +10,15 @@ from smoljax.errors import SmoljaxError
 
 Schedule = Callable[[jax.typing.ArrayLike], jax.Array]
 
+POWER = 1.2  # The exponent of modded-nanogpt's records.
+
 # Each maps the share of the decay that is left to do (1 to 0) to the share of the peak (1 to 0). They are written in what
 # is left, not in what is done, because the last rates are small and 1 - done would round them away.
 TAILS = {
     "linear": lambda left: left,
     "cosine": lambda left: jnp.square(jnp.sin(0.5 * jnp.pi * left)),  # = (1 + cos(pi * done)) / 2
     "1-sqrt": lambda left: left / (1.0 + jnp.sqrt(1.0 - left)),  # = 1 - sqrt(done)
+    "power": lambda left, power=POWER: left**power,
 }
 
 
@@ -25,6 +29,7 @@ def wsd(
     decay_start: int,
     decay_steps: int,
     tail: str = "linear",
+    power: float = POWER,
     final_fraction: float = 0.0,
 ) -> Schedule:
     """Warmup, stable, decay: linear from 0 to the peak, constant, then down over the tail.
@@ -38,14 +43,14 @@ def wsd(
       warmup_steps: steps of the warmup; 0 starts at the peak.
       decay_start: the last step at the peak.
       decay_steps: steps from the peak to the end; the end is held afterwards.
-      tail: "linear", "cosine" or "1-sqrt" (arXiv 2405.18392).
+      tail: "linear", "cosine", "1-sqrt" (arXiv 2405.18392) or "power".
+      power: exponent of the tail "power": the share of the peak is that of the decay which is left, to this power.
       final_fraction: the end, as a share of the peak.
 
     Raises:
       SmoljaxError: an unknown tail, a negative length, or a decay that starts inside the warmup.
     """
-    if tail not in TAILS:
-        raise SmoljaxError(f"tail is {tail!r}: choose one of {', '.join(TAILS)}")
+    shape = _tail(tail, power)
     if warmup_steps < 0 or decay_steps < 0:
         raise SmoljaxError(
             f"warmup_steps is {warmup_steps} and decay_steps {decay_steps}: neither can be below 0"
@@ -66,10 +71,115 @@ def wsd(
             if decay_steps
             else jnp.float32(1)
         )
-        decayed = final_fraction + (1.0 - final_fraction) * TAILS[tail](left)
+        decayed = final_fraction + (1.0 - final_fraction) * shape(left)
         return jnp.float32(peak) * jnp.where(step < warmup_steps, warm, decayed)
 
     return schedule
+
+
+def cyclic_wsd(
+    peak: float,
+    *,
+    cycle_steps: int,
+    warmup_steps: int,
+    decay_steps: int,
+    tail: str = "linear",
+    power: float = POWER,
+    final_fraction: float = 0.0,
+) -> Schedule:
+    """`wsd` again and again: every cycle warms up to the peak from where the one before ended, holds it, and decays.
+
+    The end of each cycle is a finished model (WSD-S, arXiv 2410.05192); after the last step of a cycle the next begins.
+
+    Args:
+      peak: the highest value.
+      cycle_steps: steps of a cycle.
+      warmup_steps: steps of each warmup; the first is from 0, later ones from final_fraction * peak.
+      decay_steps: steps from the peak to the end of each cycle.
+      tail: as in wsd.
+      power: as in wsd.
+      final_fraction: the end of each cycle, as a share of the peak.
+
+    Raises:
+      SmoljaxError: as wsd, or a cycle too short for its warmup and decay.
+    """
+    if cycle_steps < 1 or warmup_steps + decay_steps > cycle_steps:
+        raise SmoljaxError(
+            f"a cycle has {cycle_steps} steps, its warmup {warmup_steps} and its decay {decay_steps}: "
+            "make the cycle as long as both together"
+        )
+    cycle = wsd(
+        peak,
+        warmup_steps=warmup_steps,
+        decay_start=cycle_steps - decay_steps,
+        decay_steps=decay_steps,
+        tail=tail,
+        power=power,
+        final_fraction=final_fraction,
+    )
+
+    def schedule(step: jax.typing.ArrayLike) -> jax.Array:
+        step = jnp.asarray(step)
+        # The last step of a cycle belongs to it: the end is reached, and then left.
+        number = jnp.maximum(step - 1, 0) // cycle_steps
+        within = step - number * cycle_steps
+        start = jnp.where(number > 0, jnp.float32(final_fraction * peak), 0.0)
+        warm = start * (1 - within.astype(jnp.float32) / max(warmup_steps, 1))
+        return cycle(within) + jnp.where(within < warmup_steps, warm, 0.0)
+
+    return schedule
+
+
+def inverse_sqrt(peak: float, *, warmup_steps: int) -> Schedule:
+    """Linear warmup, then peak * sqrt(warmup_steps / step) (Vaswani et al., arXiv 1706.03762, equation 3).
+
+    Raises:
+      SmoljaxError: no warmup, which is the time scale of the decay.
+    """
+    if warmup_steps < 1:
+        raise SmoljaxError(
+            f"warmup_steps is {warmup_steps}: inverse_sqrt needs at least 1, it decays on that scale of time"
+        )
+
+    def schedule(step: jax.typing.ArrayLike) -> jax.Array:
+        step = jnp.asarray(step).astype(jnp.float32)
+        decayed = jnp.sqrt(warmup_steps / jnp.maximum(step, warmup_steps))
+        return jnp.float32(peak) * jnp.minimum(step / warmup_steps, decayed)
+
+    return schedule
+
+
+def batch_size_ramp(
+    start: int, final: int, *, num_steps: int, num_stages: int, multiple_of: int = 1
+) -> tuple[tuple[int, int], ...]:
+    """A batch that grows from `start` to `final` in equal spans of steps: pairs (step, batch size before that step).
+
+    It is what smoljax's config.data.batch_ramp takes, before a config.data.batch_size of `final`. The sizes lie on a line,
+    rounded down to a multiple.
+
+    Args:
+      start: the first size.
+      final: the size from step num_steps on.
+      num_steps: length of the ramp.
+      num_stages: sizes before the final one.
+      multiple_of: what every size is a multiple of (devices times micro-batches).
+
+    Raises:
+      SmoljaxError: sizes that do not rise from stage to stage, or are no multiples.
+    """
+    sizes = [
+        (start + (final - start) * stage // num_stages) // multiple_of * multiple_of
+        for stage in range(num_stages)
+    ]
+    steps = [num_steps * (stage + 1) // num_stages for stage in range(num_stages)]
+    rises = all(a < b for a, b in zip([0, *sizes], [*sizes, final]))
+    rises = rises and all(a < b for a, b in zip([0, *steps], steps))
+    if not rises or start % multiple_of or final % multiple_of:
+        raise SmoljaxError(
+            f"a batch from {start} to {final} in {num_stages} stages of {num_steps} steps, in multiples of {multiple_of}, has "
+            f"sizes {[*sizes, final]}: give multiples, and so few stages that each is larger than the one before"
+        )
+    return tuple(zip(steps, sizes))
 
 
 def cosine(
@@ -89,6 +199,15 @@ def linear(
 def constant(peak: float, *, warmup_steps: int = 0) -> Schedule:
     """Linear warmup, then the peak for ever."""
     return wsd(peak, warmup_steps=warmup_steps, decay_start=warmup_steps, decay_steps=0)
+
+
+def _tail(name: str, power: float) -> Callable[[jax.Array], jax.Array]:
+    """The share of the peak by the share of the decay that is left."""
+    if name not in TAILS:
+        raise SmoljaxError(f"tail is {name!r}: choose one of {', '.join(TAILS)}")
+    if not power > 0:
+        raise SmoljaxError(f"power is {power}: give an exponent above 0")
+    return functools.partial(TAILS[name], power=power) if name == "power" else TAILS[name]
 
 
 def _decay_at_once(

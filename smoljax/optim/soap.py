@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from smoljax.errors import SmoljaxError
+from smoljax.optim.decay import add_decayed_weights
+from smoljax.optim.hyperparameters import check_number, check_whole
 from smoljax.optim.matrices import (
     Specs,
     from_matrices,
@@ -53,6 +54,7 @@ def soap(
     specs: Specs = None,
     weight_decay: optax.ScalarOrSchedule = 0.01,
     weight_decay_mask: object | None = None,
+    cautious: bool = False,
     b1: float = 0.95,
     b2: float = 0.95,
     shampoo_beta: float = 0.95,
@@ -67,9 +69,10 @@ def soap(
 
     Args:
       learning_rate: a number or a schedule.
-      specs: as in scale_by_soap, like all that follow but the next two.
-      weight_decay: strength of the decay.
-      weight_decay_mask: as in optax.add_decayed_weights.
+      specs: as in scale_by_soap, like all that follow but the next three.
+      weight_decay: as in add_decayed_weights, like the next two.
+      weight_decay_mask: which leaves decay.
+      cautious: decay only where it goes the way of the step.
 
     Raises:
       SmoljaxError: as scale_by_soap.
@@ -84,7 +87,7 @@ def soap(
             precondition_every=precondition_every,
             max_size=max_size,
         ),
-        optax.add_decayed_weights(weight_decay, weight_decay_mask),
+        add_decayed_weights(weight_decay, weight_decay_mask, cautious=cautious),
         optax.scale_by_learning_rate(learning_rate),
     )
 
@@ -111,12 +114,14 @@ def scale_by_soap(
     - Every precondition_every steps, then, each basis goes through one step of power iteration and a QR decomposition.
       Its vectors are sorted by their estimated eigenvalues first, and v is permuted along; m is turned exactly.
 
-    Against the authors' code: weight decay is a link of its own, which acts in the first update too, and 1-D leaves are refused.
+    Against the authors' code: the moving averages are those of each matrix in a leaf, weight decay is a link of its own (it
+    acts in the first update too), and 1-D leaves are refused: they are AdamW's.
 
-    Cost for each M x N matrix: 6 MN(M + N) FLOPs per step in float32 (2 MN(M + N) more than that is a QR step's share,
-    which also needs about 6 (M^3 + N^3)), and 2 (M^2 + N^2) numbers of state beside Adam's. QR and eigendecomposition
-    run only in the steps that need them (lax.switch). On TPUs both are slow beside a product of that size: a longer
-    precondition_every, or a max_size that leaves the long side out, is what helps.
+    Cost of a step for each matrix, in float32: 6 MN(M + N) FLOPs, and when the bases change 4 MN(M + N) + 2 (M^3 + N^3)
+    more and two QR decompositions; these run in no other step (lax.switch). Matrices of one size share
+    one batched call. State: 2 (M^2 + N^2) numbers beside Adam's 2 MN. On TPUs QR and eigendecomposition are slow beside
+    products: raise precondition_every, or leave the long side out by max_size. On a CPU they are LAPACK's, whose
+    threads and XLA's get into each other's way: OPENBLAS_NUM_THREADS=1 in the environment made them 10 to 40 times faster.
 
     Args:
       specs: tree with a MatrixSpec for each leaf, or a function from the parameters to one. None: the last two
@@ -132,16 +137,10 @@ def scale_by_soap(
       SmoljaxError: at once for an option out of range; in init for a leaf that holds no matrix or no real float.
     """
     for name, beta in (("b1", b1), ("b2", b2), ("shampoo_beta", shampoo_beta)):
-        # Arrays come from optax.inject_hyperparams, inside jit: their values cannot be looked at.
-        if isinstance(beta, int | float) and not 0 <= beta < 1:
-            raise SmoljaxError(f"{name} is {beta}: give a number from 0 to below 1")
-    if isinstance(eps, int | float) and not eps > 0:
-        raise SmoljaxError(f"eps is {eps}: give a number above 0, a zero gradient divides by it")
-    for name, number in (("precondition_every", precondition_every), ("max_size", max_size)):
-        if not isinstance(number, int) or number < 1:
-            raise SmoljaxError(
-                f"{name} is {number!r}: give a whole number from 1; under optax.inject_hyperparams name it in static_args"
-            )
+        check_number(name, beta, at_least=0, below=1)
+    check_number("eps", eps, above=0)
+    check_whole("precondition_every", precondition_every, at_least=1)
+    check_whole("max_size", max_size, at_least=1)
 
     def init(params: optax.Params) -> SoapState:
         spec = specs_by_path(specs, params)

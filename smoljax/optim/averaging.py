@@ -1,0 +1,125 @@
+"""Averages of the weights along a run, and the swap to them for evaluation."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from smoljax.errors import SmoljaxError
+from smoljax.optim.hyperparameters import check_number
+
+
+class AverageState(NamedTuple):
+    """State of ema_weights and tail_average.
+
+    Attributes:
+      count: int32 scalar, updates so far.
+      average: tree of the parameters' shapes; equal to the parameters until the average begins.
+    """
+
+    count: jax.Array
+    average: optax.Params
+
+
+def ema_weights(
+    decay: float, *, start_step: int = 0, dtype: jax.typing.DTypeLike | None = None
+) -> optax.GradientTransformation:
+    """Keeps an exponential moving average of the weights: average <- decay * average + (1 - decay) * W.
+
+    A last link: updates pass through it unchanged, and W is what optax.apply_updates makes of them. The average begins as a copy
+    of the weights after `start_step` updates, so that it needs no correction for a start at zero.
+
+    Args:
+      decay: share of the average that stays, below 1.
+      start_step: updates before it begins; 0 begins with the initial weights.
+      dtype: of the average; None: that of the parameters. bfloat16 cannot hold a decay above about 0.99.
+
+    Raises:
+      SmoljaxError: at once for a number out of range; in update, when it gets no parameters.
+    """
+    check_number("decay", decay, at_least=0, below=1)
+    return _average(lambda count: decay, start_step, dtype)
+
+
+def tail_average(
+    start_step: int, *, dtype: jax.typing.DTypeLike | None = None
+) -> optax.GradientTransformation:
+    """Keeps the mean of the weights after each update from number `start_step` on (Polyak and Juditsky 1992, on a tail).
+
+    A last link, like ema_weights. After n updates the average is the mean of the n - start_step weights after updates
+    start_step + 1 to n.
+
+    Args:
+      start_step: updates before the tail.
+      dtype: of the average; None: that of the parameters.
+
+    Raises:
+      SmoljaxError: as ema_weights.
+    """
+
+    def keep(count: jax.Array) -> jax.Array:
+        """The share of the mean that stays, when the weights after update `count` come to it: none at first."""
+        members = jnp.maximum(count - start_step, 1).astype(jnp.float32)
+        return (members - 1) / members
+
+    return _average(keep, start_step, dtype)
+
+
+def evaluation_params(state: optax.OptState, params: optax.Params) -> optax.Params:
+    """The weights to evaluate with: the average inside an optimizer state, or the parameters themselves.
+
+    Finds the state of ema_weights, tail_average or optax.contrib.schedule_free, however deep other transformations wrap it.
+
+    Args:
+      state: the optimizer state after an update.
+      params: the parameters after the same update.
+
+    Raises:
+      SmoljaxError: there are two such states.
+    """
+    kinds = (AverageState, optax.contrib.ScheduleFreeState)
+    nodes = jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, kinds))
+    found = [node for node in nodes if isinstance(node, kinds)]
+    if len(found) > 1:
+        raise SmoljaxError(
+            f"the optimizer state holds {len(found)} averages of the weights "
+            f"({', '.join(type(node).__name__ for node in found)}): keep one"
+        )
+    if not found:
+        return params
+    if isinstance(found[0], AverageState):
+        return jax.tree.map(
+            lambda average, leaf: average.astype(leaf.dtype), found[0].average, params
+        )
+    return optax.contrib.schedule_free_eval_params(found[0], params)
+
+
+def _average(keep, start_step: int, dtype) -> optax.GradientTransformation:
+    """average <- keep * average + (1 - keep) * W after update number start_step; W itself up to there."""
+    if isinstance(start_step, bool) or not isinstance(start_step, int) or start_step < 0:
+        raise SmoljaxError(f"start_step is {start_step!r}: give a whole number from 0")
+
+    def init(params: optax.Params) -> AverageState:
+        return AverageState(
+            count=jnp.zeros([], jnp.int32),
+            average=jax.tree.map(lambda leaf: jnp.array(leaf, dtype or leaf.dtype), params),
+        )
+
+    def update(updates, state, params=None):
+        if params is None:
+            raise SmoljaxError(
+                "averaging needs the parameters: call update(updates, state, params)"
+            )
+        count = optax.safe_increment(state.count)
+        weight = keep(count)
+        begun = count > start_step
+
+        def mix(average: jax.Array, leaf: jax.Array) -> jax.Array:
+            mixed = weight * average.astype(jnp.float32) + (1 - weight) * leaf.astype(jnp.float32)
+            return jnp.where(begun, mixed, leaf).astype(average.dtype)
+
+        average = jax.tree.map(mix, state.average, optax.apply_updates(params, updates))
+        return updates, AverageState(count=count, average=average)
+
+    return optax.GradientTransformation(init, update)
