@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from smoljax.errors import SmoljaxError, require
+from smoljax.input_pipeline.batch_sizes import BatchSizes
 from smoljax.input_pipeline.mixture import Schedule
 from smoljax.input_pipeline.rows import SOURCE_SHIFT, Recent, assemble
 from smoljax.input_pipeline.windows import WindowOrder, order_of
@@ -32,6 +33,7 @@ class MixtureConfig:
       sources: names of the sources.
       seq_len: inputs of a window.
       batch_size: windows of a step, over all hosts.
+      batch_ramp: (step, windows) pairs: so many windows before that step, while the batch grows to batch_size.
       stages: (first step, {source: weight}) from step 0 on; weights are divided by their sum. Empty: each source by
         its number of windows, so that all finish an epoch together.
       seed: names the order.
@@ -44,6 +46,7 @@ class MixtureConfig:
     sources: tuple[str, ...]
     seq_len: int
     batch_size: int
+    batch_ramp: tuple[tuple[int, int], ...] = ()
     stages: tuple[tuple[int, Mapping[str, float]], ...] = ()
     seed: int = 0
     split: str = "train"
@@ -58,6 +61,12 @@ class MixtureConfig:
         for name in ("seq_len", "batch_size", "group_blocks"):
             if getattr(self, name) < 1:
                 raise SmoljaxError(f"mixture {name} is {getattr(self, name)}, expected at least 1")
+        BatchSizes(self.batch_size, self.batch_ramp)
+
+    @property
+    def batch_sizes(self) -> BatchSizes:
+        """Windows of each step."""
+        return BatchSizes(self.batch_size, self.batch_ramp)
 
 
 def open_mixture(config: MixtureConfig) -> "Mixture":
@@ -75,7 +84,7 @@ class Mixture:
 
     Attributes:
       config: the configuration.
-      schedule: source of every sample; `schedule.counts(step * batch_size)` tells what each source has given.
+      schedule: source of every sample; `schedule.counts(config.batch_sizes.before(step))` tells what each source has given.
       readers: `ShardReader` by source, with its manifest and counts.
       orders: `WindowOrder` by source; absent where a source is empty.
       vocab_size, pad_id, tokenizer_fingerprint: of the tokenizer that wrote the shards.
@@ -93,7 +102,7 @@ class Mixture:
             if reader.num_tokens
         }
         stages = config.stages or ((0, _windows_by_source(config, self.orders)),)
-        self.schedule = Schedule(config.sources, stages, config.batch_size, config.seed)
+        self.schedule = Schedule(config.sources, stages, config.batch_sizes, config.seed)
         for step, weights in stages:
             for name, weight in weights.items():
                 if weight and name not in self.orders:
@@ -137,7 +146,7 @@ class Mixture:
         self,
         start_step: int = 0,
         *,
-        rows: slice = slice(None),
+        rows: slice | Mapping[int, slice] = slice(None),
         num_workers: int = 0,
         num_threads: int = 1,
         prefetch: int = 8,
@@ -146,7 +155,7 @@ class Mixture:
 
         Args:
           start_step: first step; starting at any step takes the same time.
-          rows: the rows of each batch that this host loads.
+          rows: the rows of each batch that this host loads; by batch size where it is ramped up.
           num_workers: processes that make batches; each keeps its own blocks in memory. 0 uses threads only, which
             is enough by far (see benchmarks/loader.py).
           num_threads: threads that make batches, in each process. More than 1 pays only where reading a block
@@ -230,8 +239,10 @@ class Mixture:
         if not 0 <= step < _NUM_STEPS:
             raise SmoljaxError(f"step is {step}, expected 0 to {_NUM_STEPS - 1}")
         begin = end = 0
-        for row in range(self.config.batch_size)[rows]:
-            sample = step * self.config.batch_size + row
+        sizes = self.config.batch_sizes
+        first = sizes.before(step)
+        for row in range(sizes.size(step))[rows]:
+            sample = first + row
             if not begin <= sample < end:
                 key = self.schedule.block_of(sample)
                 begin, end = self.schedule.block_span(*key)
@@ -256,14 +267,17 @@ class BatchSource:
     Element k is (k, rows of the batch of step k).
     """
 
-    def __init__(self, mixture: Mixture, rows: slice = slice(None)):
+    def __init__(self, mixture: Mixture, rows: slice | Mapping[int, slice] = slice(None)):
         self._mixture, self._rows = mixture, rows
 
     def __len__(self) -> int:
         return _NUM_STEPS
 
     def __getitem__(self, step: int) -> tuple[int, Batch]:
-        return step, self._mixture.batch(step, self._rows)
+        rows = self._rows
+        if not isinstance(rows, slice):
+            rows = rows[self._mixture.config.batch_sizes.size(step)]
+        return step, self._mixture.batch(step, rows)
 
 
 def _open_sources(config: MixtureConfig, split: str) -> dict[str, ShardReader]:

@@ -17,6 +17,7 @@ from fractions import Fraction
 import numpy as np
 
 from smoljax.errors import SmoljaxError
+from smoljax.input_pipeline.batch_sizes import BatchSizes
 from smoljax.input_pipeline.permutation import hash_integers, key_of
 
 BLOCK_SAMPLES = 2048
@@ -30,7 +31,7 @@ class Schedule:
       sources: names; a source's number is its place here.
       stages: (first step, {source: weight}), the first at step 0; a source that is not named has weight 0, and the
         weights of a stage are divided by their sum.
-      batch_size: samples per step.
+      batch_sizes: samples of each step.
       seed: of the order within a block.
 
     Raises:
@@ -39,12 +40,12 @@ class Schedule:
 
     sources: Sequence[str]
     stages: Sequence[tuple[int, Mapping[str, float]]]
-    batch_size: int
+    batch_sizes: BatchSizes
     seed: int
 
     def __post_init__(self):
         _check_stages(self.sources, self.stages)
-        starts = [step * self.batch_size for step, _ in self.stages]
+        starts = [self.batch_sizes.before(step) for step, _ in self.stages]
         shares = [
             [Fraction(weights.get(name, 0)) for name in self.sources] for _, weights in self.stages
         ]
@@ -57,7 +58,7 @@ class Schedule:
         object.__setattr__(self, "_before", before)
 
     def stage_of(self, sample: int) -> int:
-        """The stage that a sample (`step * batch_size + row`) belongs to."""
+        """The stage that a sample (`batch_sizes.before(step) + row`) belongs to."""
         return bisect.bisect_right(self._starts, sample) - 1
 
     def block_of(self, sample: int) -> tuple[int, int]:

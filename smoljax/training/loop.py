@@ -50,8 +50,8 @@ def train(run: Run) -> int:
         quantization=training.quantization,
     )
     evaluate = _evaluator(run)
-    batch_size = run.data.batch_size
-    rows = parallel.local_rows(mesh, batch_size)
+    sizes = run.data.batch_sizes
+    rows = {size: parallel.local_rows(mesh, size) for size in sizes.sizes}
     batches = mixture.loader(start, rows=rows)
     log = _Log(run, start_step=start)
     stop = _StopRequest()
@@ -60,11 +60,12 @@ def train(run: Run) -> int:
     try:
         while step < training.num_steps:
             _, batch = next(batches)
+            size = sizes.size(step)
             on_mesh = parallel.put_batch(
                 {key: batch[key] for key in perplexity.BATCH_KEYS},
                 mesh,
-                rows=rows,
-                batch_size=batch_size,
+                rows=rows[size],
+                batch_size=size,
             )
             state, metrics = train_step(state, on_mesh)
             step += 1
@@ -128,7 +129,6 @@ class _Log:
         )
         self._progress = Progress("train", run.training.num_steps, unit="steps")
         self._progress.start_at(start_step)
-        self._tokens_per_step = run.data.batch_size * run.data.seq_len
         self._flops_per_token = run.model.flops_per_token(run.data.seq_len, attention="causal")
         self._pending: tuple[int, dict] | None = None
         self._mark = (start_step, time.perf_counter())
@@ -184,10 +184,10 @@ class _Log:
         now = time.perf_counter()
         row = {name: float(value) for name, value in metrics.items()}
         row["learning_rate"] = float(self._schedule(step - 1))
-        row["tokens"] = step * self._tokens_per_step
+        row["tokens"] = self._tokens(step)
         detail = f"loss {loss:.4f}"
         if step > then:
-            rate = (step - then) * self._tokens_per_step / (now - when)
+            rate = (self._tokens(step) - self._tokens(then)) / (now - when)
             row["tokens_per_second"] = rate
             row["mfu"] = rate * self._flops_per_token / self._peak
             detail += f"  {rate:,.0f} tokens/s  MFU {100 * row['mfu']:.1f}%"
@@ -195,6 +195,10 @@ class _Log:
         if self._lead:
             self._writer.write(step, row)
             self._progress.update(step, detail)
+
+    def _tokens(self, step: int) -> int:
+        """Tokens of all steps up to this one."""
+        return self._run.data.batch_sizes.before(step) * self._run.data.seq_len
 
 
 class _StopRequest:
@@ -239,7 +243,8 @@ def _describe(run: Run) -> None:
     )
     _say(
         f"{run.model.num_params:,} parameters ({run.model.num_params_without_embedding:,} without embedding), "
-        f"{run.training.num_steps:,} steps of {run.data.batch_size} x {run.data.seq_len} tokens, mesh {dict(run.mesh.shape)} "
+        f"{run.training.num_steps:,} steps of {' then '.join(map(str, run.data.batch_sizes.sizes))} x {run.data.seq_len} tokens, "
+        f"mesh {dict(run.mesh.shape)} "
         f"of {jax.devices()[0].device_kind}"
     )
 

@@ -53,12 +53,12 @@ class Run:
     def training(self) -> TrainingConfig:
         """The loop's settings."""
         training = self._section(TrainingConfig, "training")
-        batch_size = self.data.batch_size
-        if batch_size % training.micro_batches:
-            raise SmoljaxError(
-                f"config.training.micro_batches is {training.micro_batches}, which does not divide "
-                f"config.data.batch_size {batch_size}"
-            )
+        for size in self.data.batch_sizes.sizes:
+            if size % training.micro_batches:
+                raise SmoljaxError(
+                    f"config.training.micro_batches is {training.micro_batches}, which does not divide a batch of "
+                    f"{size} (config.data.batch_size, batch_ramp)"
+                )
         return training
 
     @functools.cached_property

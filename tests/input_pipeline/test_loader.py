@@ -156,6 +156,27 @@ def test_hosts_together_load_the_batch(config, mixture, hosts):
         assert_same(joined, mixture.batch(step))
 
 
+def test_a_ramp_cuts_the_same_windows_into_smaller_batches_first(config):
+    ramp = ((20, 2), (50, 8))
+    one_stage = dataclasses.replace(config, stages=config.stages[:1])
+    plain = open_mixture(one_stage)
+    ramped = open_mixture(dataclasses.replace(one_stage, batch_ramp=ramp))
+    rows = {key: np.concatenate([plain.batch(step)[key] for step in range(40)]) for key in KEYS}
+    loader = ramped.loader(rows={2: slice(0, 2), 8: slice(0, 8), 16: slice(0, 16)})
+    begin = 0
+    for step in range(60):
+        number, batch = next(loader)
+        size = 2 if step < 20 else 8 if step < 50 else 16
+        assert number == step
+        assert_same(batch, {key: array[begin : begin + size] for key, array in rows.items()})
+        begin += size
+    assert_same(next(ramped.loader(47))[1], ramped.batch(47))
+
+    staged = open_mixture(dataclasses.replace(config, batch_ramp=ramp))
+    first = staged.config.batch_sizes.before(150)  # Stages change at their step, ramp or not.
+    assert [staged.schedule.stage_of(sample) for sample in (first - 1, first)] == [0, 1]
+
+
 @pytest.mark.parametrize(("workers", "threads"), [(0, 0), (0, 4), (1, 1), (2, 1)])
 def test_any_number_of_workers_and_threads(mixture, workers, threads):
     loader = mixture.loader(145, num_workers=workers, num_threads=threads)

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from smoljax.errors import SmoljaxError
+from smoljax.input_pipeline.batch_sizes import BatchSizes
 from smoljax.input_pipeline.mixture import BLOCK_SAMPLES, Schedule, apportion
 
 WEIGHTS = st.lists(st.floats(0, 1e3), min_size=1, max_size=8).filter(lambda w: sum(w) > 1e-3)
@@ -31,7 +32,7 @@ def test_a_known_division():
 
 
 def _schedule(stages, sources=("a", "b", "c"), batch_size=16, seed=0):
-    return Schedule(sources, stages, batch_size, seed)
+    return Schedule(sources, stages, BatchSizes(batch_size), seed)
 
 
 @settings(max_examples=60, deadline=None)
@@ -60,7 +61,7 @@ def test_weights_that_do_not_sum_to_one_are_divided_by_their_sum():
 def test_stages_change_at_their_step():
     stages = ((0, {"a": 1}), (100, {"a": 0.5, "b": 0.5}), (333, {"c": 2}))
     schedule = _schedule(stages)
-    batch = schedule.batch_size
+    batch = schedule.batch_sizes.final
     assert schedule.counts(100 * batch) == (1600, 0, 0)
     assert schedule.counts(333 * batch) == (1600 + 233 * 8, 233 * 8, 0)
     assert schedule.counts(400 * batch) == (1600 + 233 * 8, 233 * 8, 67 * 16)
