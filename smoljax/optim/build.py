@@ -1,7 +1,9 @@
 """One builder: from an OptimizerConfig and the parameters' roles to an optax transformation."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import functools
+import operator
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -10,96 +12,38 @@ import optax
 from jax.sharding import Mesh
 
 from smoljax.errors import SmoljaxError
-from smoljax.optim import schedules
-from smoljax.optim.clip import ClipState, clip_by_global_norm
-from smoljax.optim.muon import SCALES, scale_by_muon
-from smoljax.optim.newton_schulz import coefficient_rows
+from smoljax.optim.adamuon import scale_by_adamuon
+from smoljax.optim.averaging import ema_weights, tail_average
+from smoljax.optim.blocks import stacked_axes
+from smoljax.optim.clip import adagc, clip_by_global_norm, zclip
+from smoljax.optim.config import (
+    ON_THE_SPHERE,
+    OptimizerConfig,
+    decay_start,
+    learning_rate_schedule,
+    treatments,
+)
+from smoljax.optim.decay import add_decayed_weights
+from smoljax.optim.gradients import centralize, normalize_blocks
+from smoljax.optim.hyperball import hyperball
+from smoljax.optim.metrics import measure_updates
+from smoljax.optim.muon import scale_by_muon
+from smoljax.optim.normuon import normalize_neurons
+from smoljax.optim.parametrization import Multipliers
 from smoljax.optim.partition import (
     RULES,
     Assignment,
     Rule,
     Treatment,
     assign,
+    by_path,
     path_string,
     treatment_of,
 )
+from smoljax.optim.schedules import Schedule
+from smoljax.optim.skip import skip_spikes
+from smoljax.optim.soap import scale_by_soap
 
-NAMES = ("adamw", "muon")
-SCHEDULES = ("wsd", "cosine", "linear", "constant")
-ROLES = ("hidden", "embedding", "head", "norm")
-
-
-@dataclasses.dataclass(frozen=True)
-class OptimizerConfig:
-    """What `build` needs to know. The defaults are SmolLM3's, and with name="muon" they hold as they are.
-
-    Every learning rate below is a peak: the rate of a leaf at a step is the schedule's share of the peak at that step (0
-    to 1, the same for all leaves) times the peak of its group. Weight decay is multiplied by that same rate.
-
-    Attributes:
-      name: "adamw", or "muon" for the hidden matrices with AdamW for embedding, head and norms.
-      learning_rate: peak rate of the optimizer that `name` says.
-      adamw_learning_rate: with "muon": peak rate of the leaves that AdamW keeps. None: learning_rate, right for scale "rms".
-      b1, b2, eps: AdamW's moments.
-      weight_decay: decoupled decay, of all roles but no_decay_roles.
-      no_decay_roles: roles without decay. SmolLM3 decays everything, norms too, except the embedding.
-      clip_norm: largest global gradient norm; None never clips.
-      momentum: Muon's beta.
-      nesterov: whether Muon looks one gradient ahead.
-      scale: Muon's "rms", "spectral" or "keller"; the last two need a learning_rate near 0.02.
-      coefficients: Newton-Schulz coefficients by name, or rows (a, b, c).
-      newton_schulz_steps: number of steps.
-      newton_schulz_dtype: "float32" or "bfloat16"; None: bfloat16 on accelerators, float32 on a CPU.
-      schedule: "wsd", "cosine", "linear" or "constant".
-      warmup_steps: steps from rate 0 to the peak.
-      decay_steps: "wsd": length of the decay; None: decay_fraction of all steps.
-      decay_fraction: "wsd": length of the decay as a share of all steps.
-      decay_start: "wsd": last step at the peak; None: the decay ends with the last step.
-      decay_tail: "wsd": "linear", "cosine" or "1-sqrt".
-      final_fraction: rate at the end, as a share of the peak.
-    """
-
-    name: str = "adamw"
-    learning_rate: float = 2e-4
-    adamw_learning_rate: float | None = None
-    b1: float = 0.9
-    b2: float = 0.95
-    eps: float = 1e-8
-    weight_decay: float = 0.1
-    no_decay_roles: tuple[str, ...] = ("embedding",)
-    clip_norm: float | None = 1.0
-    momentum: float = 0.95
-    nesterov: bool = True
-    scale: str = "rms"
-    coefficients: str | tuple = "polar_express"
-    newton_schulz_steps: int = 5
-    newton_schulz_dtype: str | None = None
-    schedule: str = "wsd"
-    warmup_steps: int = 0
-    decay_steps: int | None = None
-    decay_fraction: float = 0.1
-    decay_start: int | None = None
-    decay_tail: str = "linear"
-    final_fraction: float = 0.0
-
-    def __post_init__(self):
-        _choice("name", self.name, NAMES)
-        _choice("scale", self.scale, tuple(SCALES))
-        _choice("schedule", self.schedule, SCHEDULES)
-        _choice("decay_tail", self.decay_tail, tuple(schedules.TAILS))
-        _choice("newton_schulz_dtype", self.newton_schulz_dtype, (None, "float32", "bfloat16"))
-        for role in self.no_decay_roles:
-            _choice("no_decay_roles", role, ROLES)
-        coefficient_rows(self.coefficients, self.newton_schulz_steps)
-        _positive("learning_rate", self.learning_rate)
-        _positive("adamw_learning_rate", self.adamw_learning_rate)
-        _positive("clip_norm", self.clip_norm)
-        for field in ("b1", "b2", "momentum"):
-            _within(field, getattr(self, field), 0, 1)
-        for field in ("weight_decay", "warmup_steps", "eps"):
-            _within(field, getattr(self, field), 0, None)
-        for field in ("decay_fraction", "final_fraction"):
-            _within(field, getattr(self, field), 0, 1)
 
 
 def build(
@@ -109,13 +53,15 @@ def build(
     logical_axes: object | None = None,
     num_steps: int,
     rules: Sequence[Rule] = RULES,
+    multipliers: Mapping[str, Multipliers] | None = None,
     mesh: Mesh | None = None,
     mesh_axis: str | tuple[str, ...] | None = None,
-) -> optax.GradientTransformation:
-    """The whole update: clip, AdamW or Muon by role, decoupled weight decay, learning rate.
+) -> optax.GradientTransformationExtraArgs:
+    """The whole update: gradient treatment, directions by role, decoupled weight decay, learning rates, averages.
 
-    Its state is a dict of NamedTuples and arrays: "clip", "moments", "decay", "learning_rate". The arrays inside that are
-    as large as parameters sit under the parameters' own paths (see place_state).
+    Its state is a dict of NamedTuples and arrays by link: "clip", "moments", "decay", "learning_rate", and those that the
+    config asks for. The arrays inside that are as large as parameters sit under the parameters' own paths (see place_state).
+    With skip_spikes, `update` takes the loss as `value`.
 
     Args:
       config: the optimizer and its schedule.
@@ -123,93 +69,194 @@ def build(
       logical_axes: the same tree with a tuple of axis names for each leaf; None when all rules go by path.
       num_steps: steps of the whole run, for the schedule.
       rules: the role table.
+      multipliers: factors on rate, decay and eps by role (see smoljax.optim.multipliers); None is all ones.
       mesh: as in scale_by_muon.
       mesh_axis: as in scale_by_muon.
 
     Raises:
-      SmoljaxError: a parameter has no role, a role no treatment, or a schedule does not fit num_steps.
+      SmoljaxError: a parameter has no role, a role no treatment, a group no parameter, or a schedule does not fit num_steps.
     """
-    table = treatments(config)
-    assignments = assign(params, logical_axes=logical_axes, rules=rules)
-    chosen = {path: treatment_of(leaf.role, table) for path, leaf in assignments.items()}
+    leaves = _Leaves(
+        assign(params, logical_axes=logical_axes, rules=_with_heads(rules, config)),
+        treatments(config, multipliers),
+        {} if logical_axes is None else by_path(stacked_axes(logical_axes)),
+    )
+    for role in config.groups:
+        if role not in leaves.roles:
+            raise SmoljaxError(
+                f"config.optimizer.groups names the role {role!r}, which no parameter has: "
+                f"choose from {', '.join(leaves.roles)}"
+            )
+    schedules = {
+        role: learning_rate_schedule(config, num_steps, role=role, multipliers=multipliers)
+        for role in leaves.roles
+    }
+    links = [
+        *_gradient_links(config, leaves),
+        ("moments", _directions(config, leaves, mesh=mesh, mesh_axis=mesh_axis)),
+        ("decay", _decay(config, leaves, schedules)),
+        ("learning_rate", _rates(config, leaves, schedules)),
+    ]
+    if config.average:
+        links.append(("average", _average(config, num_steps)))
+    if config.metrics:
+        links.append(("sizes", measure_updates()))
+    transform = optax.named_chain(*links)
+    if config.name == "schedule_free":
+        schedule = learning_rate_schedule(config, num_steps)
+        transform = optax.contrib.schedule_free(transform, schedule, b1=config.b1)
+    return skip_spikes(transform) if config.skip_spikes else transform
 
-    def per_leaf(value):
+
+@dataclasses.dataclass(frozen=True)
+class _Leaves:
+    """What is known of every leaf, by path. Its methods make trees of it like the one that they are given."""
+
+    assignments: Mapping[str, Assignment]
+    table: Mapping[str, Treatment]
+    num_batch_axes: Mapping[str, int]
+
+    @property
+    def roles(self) -> list[str]:
+        """The roles that some leaf has."""
+        return sorted({assignment.role for assignment in self.assignments.values()})
+
+    def treatment(self, path: str) -> Treatment:
+        """What happens to a leaf."""
+        return treatment_of(self.assignments[path].role, self.table)
+
+    def tree_of(self, value: Callable[[str], object]) -> Callable[[optax.Params], object]:
+        """A function from any tree with these leaves to the tree of what `value` says of their paths."""
         return lambda tree: jax.tree_util.tree_map_with_path(
             lambda path, _: value(path_string(path)), tree
         )
 
-    moments = optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps)
-    if config.name == "muon":
-        moments = optax.partition(
-            {"adamw": moments, "muon": _muon(config, assignments, mesh, mesh_axis)},
-            per_leaf(lambda path: chosen[path].optimizer),
-        )
-    return optax.named_chain(
-        ("clip", clip_by_global_norm(config.clip_norm)),
-        ("moments", moments),
-        (
-            "decay",
-            optax.add_decayed_weights(
-                config.weight_decay, per_leaf(lambda path: chosen[path].decay)
-            ),
-        ),
-        (
-            "learning_rate",
-            _scale_by_rates(
-                learning_rate_schedule(config, num_steps),
-                per_leaf(lambda path: chosen[path].multiplier),
-            ),
-        ),
-    )
+    def specs(self, tree: optax.Params) -> object:
+        """MatrixSpecs."""
+        return self.tree_of(lambda path: self.assignments[path].spec)(tree)
+
+    def batch_axes(self, tree: optax.Params) -> object:
+        """How many leading axes count layers or experts."""
+        return self.tree_of(lambda path: self.num_batch_axes.get(path, 0))(tree)
+
+    def having(self, condition: Callable[[str], bool]) -> Callable[[optax.Params], object]:
+        """A mask of the leaves whose role satisfies the condition."""
+        return self.tree_of(lambda path: condition(self.assignments[path].role))
 
 
-def learning_rate_schedule(config: OptimizerConfig, num_steps: int) -> schedules.Schedule:
-    """The rate of the hidden matrices by step (from 0); a leaf's own rate is this times its multiplier.
-
-    Raises:
-      SmoljaxError: the schedule does not fit num_steps.
-    """
-    options = {"warmup_steps": config.warmup_steps}
-    if config.schedule == "constant":
-        return schedules.constant(config.learning_rate, **options)
-    options["final_fraction"] = config.final_fraction
-    if config.schedule in ("cosine", "linear"):
-        make = {"cosine": schedules.cosine, "linear": schedules.linear}[config.schedule]
-        return make(config.learning_rate, num_steps=num_steps, **options)
-    decay_steps = config.decay_steps
-    if decay_steps is None:
-        decay_steps = round(config.decay_fraction * num_steps)
-    decay_start = config.decay_start
-    if decay_start is None:
-        decay_start = num_steps - decay_steps
-    return schedules.wsd(
-        config.learning_rate,
-        decay_start=decay_start,
-        decay_steps=decay_steps,
-        tail=config.decay_tail,
-        **options,
-    )
-
-
-def treatments(config: OptimizerConfig) -> dict[str, Treatment]:
-    """The table from role to optimizer, learning-rate multiplier and decay that `build` follows."""
-    others = 1.0
-    if config.name == "muon" and config.adamw_learning_rate is not None:
-        others = config.adamw_learning_rate / config.learning_rate
-    return {
-        role: Treatment(
-            optimizer="muon" if config.name == "muon" and role == "hidden" else "adamw",
-            multiplier=1.0 if role == "hidden" else others,
-            decay=role not in config.no_decay_roles,
-        )
-        for role in ROLES
+def _gradient_links(config: OptimizerConfig, leaves: _Leaves) -> list[tuple]:
+    """What happens to gradients before any optimizer sees them."""
+    clips = {
+        "global_norm": lambda: clip_by_global_norm(config.clip_norm),
+        "adagc": lambda: adagc(max_norm=config.clip_norm, batch_axes=leaves.batch_axes),
+        "zclip": zclip,
     }
+    links = [("clip", clips[config.clip]())]
+    if config.centralize_gradients:
+        is_hidden = leaves.having(lambda role: role == "hidden")
+        links.append(("centralize", optax.masked(centralize(leaves.specs), is_hidden)))
+    if config.normalize_gradients:
+        links.append(("normalize", normalize_blocks(batch_axes=leaves.batch_axes)))
+    return links
 
 
-def metrics(state: object) -> dict[str, jax.Array]:
-    """What the last update of a `build` transformation reports: float32 scalars "gradient_norm" (before clipping) and "clipped"."""
-    clip: ClipState = state["clip"]
-    return {"gradient_norm": clip.norm, "clipped": clip.clipped}
+def _directions(
+    config: OptimizerConfig,
+    leaves: _Leaves,
+    *,
+    mesh: Mesh | None,
+    mesh_axis: str | tuple[str, ...] | None,
+) -> optax.GradientTransformation:
+    """Gradients to directions, every leaf by the optimizer and eps of its role."""
+
+    def label(role: str) -> str:
+        """The optimizer's name, with the role's behind it where roles of one optimizer differ in eps."""
+        name = leaves.table[role].optimizer
+        eps = {leaves.table[r].eps for r in leaves.roles if leaves.table[r].optimizer == name}
+        return name if len(eps) == 1 else f"{name}_{role}"
+
+    transforms = {
+        label(role): _direction(leaves.table[role], config, leaves, mesh, mesh_axis)
+        for role in leaves.roles
+    }
+    if len(transforms) == 1:
+        return next(iter(transforms.values()))
+    return optax.partition(
+        transforms, leaves.tree_of(lambda path: label(leaves.assignments[path].role))
+    )
+
+
+def _direction(
+    treatment: Treatment, config: OptimizerConfig, leaves: _Leaves, mesh, mesh_axis
+) -> optax.GradientTransformation:
+    """Gradients to directions for the leaves of one treatment."""
+    name, eps = treatment.optimizer, treatment.eps
+    orthogonal = {
+        "beta": config.momentum,
+        "coefficients": config.coefficients,
+        "steps": config.newton_schulz_steps,
+        "dtype": config.newton_schulz_dtype,
+        "momentum_dtype": config.momentum_dtype,
+        "nesterov": config.nesterov,
+        "mesh": mesh,
+        "mesh_axis": mesh_axis,
+    }
+    if name in ("adamw", "adamh"):
+        return optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=eps)
+    if name == "schedule_free":  # Adam without momentum: the averaging around it is one (arXiv 2405.15682).
+        return optax.scale_by_rms(
+            decay=config.b2, eps=eps, eps_in_sqrt=False, bias_correction=True
+        )
+    if name == "lion":
+        return optax.scale_by_lion(b1=config.b1, b2=config.b2)
+    if name == "adafactor":  # arXiv 1804.04235, algorithm 4, with an absolute rate and no momentum.
+        return optax.chain(optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0))
+    if name == "soap":
+        return scale_by_soap(
+            leaves.specs,
+            b1=config.momentum,
+            b2=config.matrix_b2,
+            eps=eps,
+            precondition_every=config.precondition_every,
+        )
+    if name == "adamuon":
+        return scale_by_adamuon(leaves.specs, **orthogonal)
+    muon = scale_by_muon(
+        leaves.specs, scale=config.scale, metrics=config.metrics, **orthogonal
+    )
+    if name == "normuon":
+        return optax.chain(muon, normalize_neurons(leaves.specs, b2=config.matrix_b2))
+    return muon
+
+
+def _decay(
+    config: OptimizerConfig, leaves: _Leaves, schedules: Mapping[str, Schedule]
+) -> optax.GradientTransformation:
+    """Decoupled weight decay: one link for all roles of one strength and schedule."""
+    follows = config.weight_decay_schedule == "learning_rate"
+    groups: dict[tuple, list[str]] = {}
+    for role in leaves.roles:
+        strength = leaves.table[role].weight_decay
+        if strength:
+            groups.setdefault((strength, role if follows else None), []).append(role)
+    links = []
+    for (strength, role), members in groups.items():
+        amount = strength
+        if role is not None:
+            peak, schedule = leaves.table[role].learning_rate, schedules[role]
+            amount = functools.partial(_share, strength / peak, schedule)
+        links.append(
+            add_decayed_weights(
+                amount,
+                leaves.having(functools.partial(operator.contains, members)),
+                cautious=config.cautious_weight_decay,
+            )
+        )
+    return optax.chain(*links)
+
+
+def _share(factor: float, schedule: Schedule, step: jax.Array) -> jax.Array:
+    return factor * schedule(step)
 
 
 class RatesState(NamedTuple):
@@ -218,8 +265,23 @@ class RatesState(NamedTuple):
     count: jax.Array
 
 
+def _rates(
+    config: OptimizerConfig, leaves: _Leaves, schedules: Mapping[str, Schedule]
+) -> optax.GradientTransformation:
+    """Directions to updates: times the negative rate of the role, or a step on the sphere."""
+    scaled = _scale_by_rates(schedules, leaves.tree_of(lambda path: leaves.assignments[path].role))
+    if config.name not in ON_THE_SPHERE:
+        return scaled
+    return optax.partition(
+        {"scaled": scaled, "sphere": hyperball(schedules["hidden"], leaves.specs)},
+        leaves.tree_of(
+            lambda path: "sphere" if leaves.treatment(path).optimizer in ON_THE_SPHERE else "scaled"
+        ),
+    )
+
+
 def _scale_by_rates(
-    schedule: schedules.Schedule, multipliers: Callable[[optax.Params], object]
+    schedules: Mapping[str, Schedule], roles: Callable[[optax.Params], object]
 ) -> optax.GradientTransformation:
     def init(params: optax.Params) -> RatesState:
         del params
@@ -227,54 +289,32 @@ def _scale_by_rates(
 
     def update(updates, state, params=None):
         del params
-        rate = -schedule(state.count)
+        rates = {role: -schedule(state.count) for role, schedule in schedules.items()}
         updates = jax.tree.map(
-            lambda update, multiplier: (rate * multiplier).astype(update.dtype) * update,
-            updates,
-            multipliers(updates),
+            lambda update, role: rates[role].astype(update.dtype) * update, updates, roles(updates)
         )
         return updates, RatesState(count=optax.safe_increment(state.count))
 
     return optax.GradientTransformation(init, update)
 
 
-def _muon(
-    config: OptimizerConfig,
-    assignments: dict[str, Assignment],
-    mesh: Mesh | None,
-    mesh_axis: str | tuple[str, ...] | None,
-) -> optax.GradientTransformation:
-    def specs(tree):
-        return jax.tree_util.tree_map_with_path(
-            lambda path, _: assignments[path_string(path)].spec, tree
-        )
-
-    return scale_by_muon(
-        specs,
-        beta=config.momentum,
-        nesterov=config.nesterov,
-        coefficients=config.coefficients,
-        steps=config.newton_schulz_steps,
-        scale=config.scale,
-        dtype=config.newton_schulz_dtype,
-        mesh=mesh,
-        mesh_axis=mesh_axis,
-    )
+def _average(config: OptimizerConfig, num_steps: int) -> optax.GradientTransformation:
+    start = config.average_start
+    if config.average == "ema":
+        return ema_weights(config.average_decay, start_step=start or 0)
+    return tail_average(decay_start(config, num_steps) if start is None else start)
 
 
-def _choice(field: str, value: object, choices: tuple) -> None:
-    if value not in choices:
-        raise SmoljaxError(
-            f"config.optimizer.{field} is {value!r}: choose one of {', '.join(map(repr, choices))}"
-        )
-
-
-def _within(field: str, value: float, low: float, high: float | None) -> None:
-    if not value >= low or (high is not None and not value <= high):
-        expected = f"at least {low}" if high is None else f"from {low} to {high}"
-        raise SmoljaxError(f"config.optimizer.{field} is {value}: give a number {expected}")
-
-
-def _positive(field: str, value: float | None) -> None:
-    if value is not None and not value > 0:
-        raise SmoljaxError(f"config.optimizer.{field} is {value}: give a number above 0")
+def _with_heads(rules: Sequence[Rule], config: OptimizerConfig) -> list[Rule]:
+    """The rules, with every `heads_per_matrix` heads of an attention kernel as a matrix of their own."""
+    if config.heads_per_matrix is None:
+        return list(rules)
+    split = []
+    for rule in rules:
+        axes = rule.axes or ()
+        head_axis = next((name for name in ("heads", "kv_heads") if name in axes), None)
+        if head_axis is not None:
+            heads = (axes.index(head_axis) - len(axes), config.heads_per_matrix)
+            rule = dataclasses.replace(rule, spec=dataclasses.replace(rule.spec, heads=heads))
+        split.append(rule)
+    return split

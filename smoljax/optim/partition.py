@@ -56,14 +56,18 @@ class Treatment:
     """What happens to the leaves of one role.
 
     Attributes:
-      optimizer: "muon" or "adamw".
-      multiplier: their learning rate, as a multiple of the schedule's.
-      decay: whether weight decay applies.
+      optimizer: name of what turns their gradients into directions ("muon", "adamw", ...).
+      learning_rate: their peak rate.
+      weight_decay: strength of the decoupled decay; 0 is none.
+      eps: Adam's.
+      schedule: name of the schedule that their rate follows.
     """
 
     optimizer: str
-    multiplier: float
-    decay: bool
+    learning_rate: float
+    weight_decay: float
+    eps: float
+    schedule: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,7 +143,7 @@ def describe(
     logical_axes: object | None = None,
     rules: Sequence[Rule] = RULES,
 ) -> str:
-    """A table of every leaf: path, shape, parameters, role, optimizer, learning-rate multiplier, decay.
+    """A table of every leaf: path, shape, parameters, role, optimizer, peak learning rate, weight decay, schedule.
 
     Args:
       params: tree of arrays or ShapeDtypeStructs.
@@ -148,31 +152,31 @@ def describe(
       rules: the role table.
     """
     assignments = assign(params, logical_axes=logical_axes, rules=rules)
-    lines = [("parameter", "shape", "count", "role", "optimizer", "rate", "decay")]
+    lines = [("parameter", "shape", "count", "role", "optimizer", "rate", "decay", "schedule")]
     counts: dict[str, int] = {}
     for path, leaf in by_path(params).items():
         role = assignments[path].role
         treatment = treatment_of(role, treatments)
         count = math.prod(leaf.shape)
         counts[treatment.optimizer] = counts.get(treatment.optimizer, 0) + count
-        shape = "x".join(str(size) for size in leaf.shape) or "scalar"
-        decay = "yes" if treatment.decay else "no"
         lines.append(
             (
                 path,
-                shape,
+                "x".join(str(size) for size in leaf.shape) or "scalar",
                 f"{count:,}",
                 role,
                 treatment.optimizer,
-                f"{treatment.multiplier:g}",
-                decay,
+                f"{treatment.learning_rate:g}",
+                f"{treatment.weight_decay:g}",
+                treatment.schedule,
             )
         )
+    empty = ("",) * 5
     for optimizer in sorted(counts):
-        lines.append((f"all of {optimizer}", "", f"{counts[optimizer]:,}", "", "", "", ""))
-    lines.append(("all", "", f"{sum(counts.values()):,}", "", "", "", ""))
+        lines.append((f"all of {optimizer}", "", f"{counts[optimizer]:,}", *empty))
+    lines.append(("all", "", f"{sum(counts.values()):,}", *empty))
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    right = (False, False, True, False, False, True, False)
+    right = (False, False, True, False, False, True, True, False)
     return "\n".join(
         "  ".join(
             cell.rjust(width) if to_right else cell.ljust(width)

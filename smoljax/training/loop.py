@@ -48,6 +48,7 @@ def train(run: Run) -> int:
         loss_chunk=training.loss_chunk,
         z_loss=training.z_loss,
         quantization=training.quantization,
+        qk_clip_tau=run.optimizer_config.qk_clip_tau,
     )
     evaluate = _evaluator(run)
     sizes = run.data.batch_sizes
@@ -72,7 +73,8 @@ def train(run: Run) -> int:
             last = step == training.num_steps
             log.step(step, metrics, last=last)
             if step % training.eval_every == 0 or last:
-                log.held_out(step, evaluate(state.params))
+                params = optim.evaluation_params(state.opt_state, state.params)
+                log.held_out(step, evaluate(params))
             if step % training.checkpoint_every == 0 or last:
                 log.flush()  # Raises on a loss that is not finite: such a state is never saved.
                 checkpoints.save(step, state)
@@ -121,7 +123,9 @@ class _Log:
     def __init__(self, run: Run, *, start_step: int):
         self._training, self._run = run.training, run
         self._lead = jax.process_index() == 0
-        self._schedule = optim.learning_rate_schedule(run.optimizer_config, run.training.num_steps)
+        self._schedule = optim.learning_rate_schedule(
+            run.optimizer_config, run.training.num_steps, multipliers=run.multipliers
+        )
         # Measured before the writer starts: its thread imports TensorFlow, and would share the cores.
         self._peak = peak_flops(jax.devices()[0]) * len(jax.devices())
         self._writer = (
@@ -172,7 +176,8 @@ class _Log:
     def _write(self, step: int, metrics: dict) -> None:
         at_row = step % self._training.log_every == 0 or step in (1, self._training.num_steps)
         loss, norm = float(metrics["loss"]), float(metrics["param_norm"])
-        if not (math.isfinite(loss) and math.isfinite(norm)):
+        skips = self._run.optimizer_config.skip_spikes  # Such a step changes nothing then.
+        if not (math.isfinite(norm) and (math.isfinite(loss) or skips)):
             raise SmoljaxError(
                 f"the loss of step {step} is {loss}, the norm of the parameters after it {norm}; nothing was saved after the last checkpoint. See which documents "
                 f"the batch holds with open_mixture(...).documents({step - 1}), lower config.optimizer.learning_rate "
@@ -237,7 +242,7 @@ def _describe(run: Run) -> None:
     _say(
         optim.describe(
             run.params_shapes,
-            optim.treatments(run.optimizer_config),
+            optim.treatments(run.optimizer_config, run.multipliers),
             logical_axes=logical_axes(run.model),
         )
     )

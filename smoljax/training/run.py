@@ -71,6 +71,11 @@ class Run:
         """The optimizer's settings."""
         return self._section(optim.OptimizerConfig, "optimizer")
 
+    @property
+    def multipliers(self) -> dict[str, optim.Multipliers]:
+        """Factors on rates, decays and eps by role, which follow from the model's size (muP, CompleteP)."""
+        return self.model.multipliers(optim.update_rule(self.optimizer_config))
+
     @functools.cached_property
     def params_shapes(self) -> dict:
         """The parameters as ShapeDtypeStructs."""
@@ -84,6 +89,7 @@ class Run:
             self.params_shapes,
             logical_axes=logical_axes(self.model),
             num_steps=self.training.num_steps,
+            multipliers=self.multipliers,
             mesh=self.mesh,
             mesh_axis="fsdp",
         )
@@ -145,9 +151,13 @@ class Run:
         )
 
     def restore_params(self) -> tuple[int, dict]:
-        """(step, parameters) of the newest checkpoint."""
+        """(step, parameters) of the newest checkpoint: the averaged ones where the optimizer averages."""
         checkpoints = self.checkpoints()
-        params = checkpoints.restore_params(self.params_shapes, self.params_shardings)
+        if optim.averages(self.optimizer_config):
+            state = checkpoints.restore(self.shapes, self.shardings)
+            params = optim.evaluation_params(state.opt_state, state.params)
+        else:
+            params = checkpoints.restore_params(self.params_shapes, self.params_shardings)
         step = checkpoints.latest_step()
         checkpoints.close()
         return step, params

@@ -8,14 +8,18 @@ import pytest
 
 from smoljax.errors import SmoljaxError
 from smoljax.optim import (
+    Multipliers,
     OptimizerConfig,
     Rule,
     build,
+    evaluation_params,
     learning_rate_schedule,
     metrics,
+    multipliers,
     scale_by_muon,
     treatments,
 )
+from smoljax.optim.config import MATRIX_OPTIMIZERS, NAMES, ON_THE_SPHERE, update_rule
 from smoljax.optim.partition import by_path
 
 CONFIG = OptimizerConfig(learning_rate=1e-2, warmup_steps=2, decay_fraction=0.5)
@@ -92,7 +96,7 @@ def _decay(params, config):
 
     def part(path, leaf):
         role = roles.get(path[0].key, "hidden")
-        return -config.learning_rate * table[role].multiplier * config.weight_decay * leaf
+        return -table[role].learning_rate * table[role].weight_decay * leaf
 
     return jax.tree_util.tree_map_with_path(part, params)
 
@@ -115,7 +119,7 @@ def test_muon_by_role_is_scale_by_muon_on_the_leaf(random_tree, axes):
     np.testing.assert_allclose(updates["layers"]["mlp"]["down"], -0.5 * want["w"], atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["adamw", "muon"])
+@pytest.mark.parametrize("name", NAMES)
 def test_shapes_alone_are_enough(random_tree, axes, name):
     shapes = jax.eval_shape(lambda: random_tree(0))
     transform = build(
@@ -130,12 +134,31 @@ def test_shapes_alone_are_enough(random_tree, axes, name):
     )
 
 
-@pytest.mark.parametrize("name", ["adamw", "muon"])
-def test_orbax_keeps_the_state(random_tree, axes, name, tmp_path):
+EVERYTHING = dict(
+    clip="adagc",
+    centralize_gradients=True,
+    normalize_gradients=True,
+    skip_spikes=True,
+    average="ema",
+    metrics=True,
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "fields"),
+    [
+        ("adamw", {}),
+        ("muon", EVERYTHING),
+        ("normuon", dict(average="tail", clip="zclip")),
+        ("soap", {}),
+        ("muonh", {}),
+        ("schedule_free", {}),
+    ],
+)
+def test_orbax_keeps_the_state(random_tree, axes, name, fields, tmp_path):
     ocp = pytest.importorskip("orbax.checkpoint")
-    transform = build(
-        dataclasses.replace(CONFIG, name=name), random_tree(0), logical_axes=axes, num_steps=6
-    )
+    config = dataclasses.replace(CONFIG, name=name, **fields)
+    transform = build(config, random_tree(0), logical_axes=axes, num_steps=6)
     state = run(transform, random_tree, steps=2)[-1][2]
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(tmp_path / "state", state)
@@ -162,8 +185,173 @@ def test_metrics_are_those_of_the_last_update(random_tree, axes):
     _, state = jax.jit(transform.update)(gradient, jax.jit(transform.init)(gradient), gradient)
     count = sum(leaf.size for leaf in jax.tree.leaves(gradient))
     got = metrics(state)
-    assert float(got["gradient_norm"]) == pytest.approx(count**0.5, rel=1e-6)
-    assert float(got["clipped"]) == 1
+    assert float(got.gradient_norm) == pytest.approx(count**0.5, rel=1e-6)
+    assert float(got.clipped) == 1 and float(got.gradient_cosine) == 1
+    assert set(got.scalars()) == {"gradient_norm", "clipped", "gradient_cosine"}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_optimizer_lowers_a_loss_and_keeps_to_its_roles(random_tree, axes, name):
+    """Least squares towards another tree; a matrix optimizer leaves embedding and norms to AdamW."""
+    rate = 0.05 if name in ON_THE_SPHERE else 0.02
+    config = OptimizerConfig(
+        name=name, learning_rate=rate, adamw_learning_rate=0.02, weight_decay=0, schedule="constant"
+    )
+    target, params = random_tree(1), random_tree(0)
+    transform = build(config, params, logical_axes=axes, num_steps=20)
+
+    def loss(params):
+        return sum(
+            jnp.mean(jnp.square(a - b))
+            for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(target))
+        )
+
+    @jax.jit
+    def step(params, state):
+        updates, state = transform.update(jax.grad(loss)(params), state, params)
+        return optax.apply_updates(params, updates), state
+
+    trained, state = params, jax.jit(transform.init)(params)
+    for _ in range(20):
+        trained, state = step(trained, state)
+    assert loss(evaluation_params(state, trained)) < 0.95 * loss(params)
+    if name in MATRIX_OPTIMIZERS:
+        adamw = build(
+            dataclasses.replace(config, name="adamw", learning_rate=0.02),
+            params,
+            logical_axes=axes,
+            num_steps=20,
+        )
+        want = run_on(adamw, jax.grad(loss)(params), params)
+        got = run_on(transform, jax.grad(loss)(params), params)
+        for role in ("embedding", "head", "final_norm"):
+            np.testing.assert_array_equal(got[role], want[role])
+        assert (got["layers"]["mlp"]["up"] != want["layers"]["mlp"]["up"]).any()
+    if name in ON_THE_SPHERE:
+        before, after = (tree["layers"]["mlp"]["up"] for tree in (params, trained))
+        np.testing.assert_allclose(
+            jnp.linalg.norm(after, axis=(-2, -1)), jnp.linalg.norm(before, axis=(-2, -1)), rtol=1e-5
+        )
+
+
+def run_on(transform, gradient, params):
+    """The first update."""
+    return jax.jit(transform.update)(gradient, jax.jit(transform.init)(params), params)[0]
+
+
+def test_a_group_has_a_rate_a_decay_and_a_schedule_of_its_own(random_tree, axes):
+    config = OptimizerConfig(
+        learning_rate=1e-2,
+        warmup_steps=2,
+        groups={
+            "embedding": {"learning_rate": 4e-2, "schedule": "constant", "warmup_steps": 0},
+            "norm": {"weight_decay": 0.5},
+        },
+    )
+    table = treatments(config)
+    assert (table["embedding"].learning_rate, table["embedding"].schedule) == (4e-2, "constant")
+    assert table["embedding"].weight_decay == 0  # still one of no_decay_roles
+    assert (table["norm"].weight_decay, table["hidden"].weight_decay) == (0.5, 0.1)
+    got = run(build(config, random_tree(0), logical_axes=axes, num_steps=6), random_tree, steps=1)
+    assert np.abs(got[0][1]["embedding"]).mean() == pytest.approx(4e-2, rel=1e-3)
+    assert np.abs(got[0][1]["layers"]["mlp"]["up"]).max() == 0  # the others' warmup is at rate 0
+    with pytest.raises(SmoljaxError, match="'experts', which no parameter has.*embedding, head"):
+        build(
+            dataclasses.replace(config, groups={"experts": {}}),
+            random_tree(0),
+            logical_axes=axes,
+            num_steps=6,
+        )
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon", "muonh"])
+def test_multipliers_scale_rate_decay_and_eps_by_role(random_tree, axes, name):
+    config = OptimizerConfig(name=name, eps=1e-6, learning_rate=1e-2)
+    factors = multipliers("mup", width=4.0, rule=update_rule(config))
+    table, plain = treatments(config, factors), treatments(config)
+    rates = {"adamw": 1 / 4, "muon": 1 / 2, "muonh": 1.0}  # muon's scale is "rms"
+    assert table["hidden"].learning_rate == pytest.approx(1e-2 * rates[name])
+    assert table["embedding"].learning_rate == 1e-2
+    for role in ("hidden", "norm"):
+        product = table[role].learning_rate * table[role].weight_decay
+        assert product == pytest.approx(plain[role].learning_rate * plain[role].weight_decay)
+    assert table["embedding"].eps == pytest.approx(1e-6 / 4)
+    ones = dict.fromkeys(factors, Multipliers())
+    shapes = jax.eval_shape(lambda: random_tree(0))
+    build(config, shapes, logical_axes=axes, num_steps=6, multipliers=factors)
+    assert treatments(config, ones) == plain
+
+
+def test_a_spike_is_left_out_and_counted(random_tree, axes):
+    config = dataclasses.replace(CONFIG, name="muon", skip_spikes=True)
+    transform = build(config, random_tree(0), logical_axes=axes, num_steps=6)
+    update = jax.jit(transform.update)
+    params = random_tree(0)
+    _, state = update(random_tree(1), transform.init(params), params, value=jnp.float32(1.0))
+    bad = jax.tree.map(lambda leaf: leaf * jnp.nan, params)
+    updates, after = update(bad, state, params, value=jnp.float32(1.0))
+    assert all(float(jnp.abs(leaf).max()) == 0 for leaf in jax.tree.leaves(updates))
+    assert float(metrics(after).skipped) == 1
+    updates, _ = update(random_tree(2), after, params, value=jnp.float32(jnp.inf))
+    assert all(float(jnp.abs(leaf).max()) == 0 for leaf in jax.tree.leaves(updates))
+
+
+def test_metrics_of_every_leaf_are_those_of_the_update(random_tree, axes):
+    config = OptimizerConfig(name="muon", schedule="constant", metrics=True, learning_rate=0.01)
+    transform = build(config, random_tree(0), logical_axes=axes, num_steps=6)
+    params = random_tree(0)
+    updates, state = jax.jit(transform.update)(
+        random_tree(1), jax.jit(transform.init)(params), params
+    )
+    got = metrics(state)
+    assert set(got.update_rms) == set(got.update_ratio) == set(by_path(params))
+    for path, update in by_path(updates).items():
+        rms = float(jnp.sqrt(jnp.mean(jnp.square(update))))
+        weight = float(jnp.sqrt(jnp.mean(jnp.square(by_path(params)[path]))))
+        assert float(got.update_rms[path]) == pytest.approx(rms, rel=1e-5)
+        assert float(got.update_ratio[path]) == pytest.approx(rms / weight, rel=1e-5)
+    assert set(got.orthogonality_error) == {path for path in by_path(params) if "/mlp/" in path or "/attention/" in path}
+    assert all(0 < float(error) < 0.5 for error in got.orthogonality_error.values())
+    # The first momentum is the gradient.
+    assert all(float(cosine) == pytest.approx(1) for cosine in got.momentum_cosine.values())
+
+
+def test_decay_follows_the_rate_when_asked(random_tree, axes):
+    """At half the peak rate the decay part is a quarter of that at the peak; with a constant decay a half."""
+    zeros = jax.tree.map(jnp.zeros_like, random_tree(0))
+    params = random_tree(0)
+
+    def decays(kind):
+        config = OptimizerConfig(
+            warmup_steps=4, learning_rate=0.1, weight_decay_schedule=kind, b2=0.9
+        )
+        transform = build(config, params, logical_axes=axes, num_steps=100)
+        state, parts = transform.init(params), []
+        for _ in range(5):
+            updates, state = jax.jit(transform.update)(zeros, state, params)
+            parts.append(float(jnp.abs(updates["layers"]["mlp"]["up"]).mean()))
+        return parts[2] / parts[4]
+
+    assert decays("constant") == pytest.approx(1 / 2, rel=1e-5)
+    assert decays("learning_rate") == pytest.approx(1 / 4, rel=1e-5)
+
+
+def test_heads_per_matrix_orthogonalises_heads_apart(random_tree, axes):
+    def direction(heads):
+        config = OptimizerConfig(
+            name="muon", schedule="constant", weight_decay=0, heads_per_matrix=heads, clip_norm=None
+        )
+        transform = build(config, random_tree(0), logical_axes=axes, num_steps=6)
+        return run_on(transform, random_tree(1), random_tree(0))["layers"]["attention"]
+
+    alone, whole = direction(1), direction(None)
+    muon = scale_by_muon()  # [D, H] of each head, by hand
+    by_head = {"q": random_tree(1)["layers"]["attention"]["query"].transpose(0, 2, 1, 3)}
+    want = jax.jit(muon.update)(by_head, muon.init(by_head))[0]["q"].transpose(0, 2, 1, 3)
+    np.testing.assert_allclose(alone["query"], -2e-4 * want, atol=1e-8)
+    assert np.abs(alone["output"] - whole["output"]).max() > 1e-6
+    with pytest.raises(SmoljaxError, match="heads per matrix.*choose a divisor"):
+        direction(3)
 
 
 def test_schedules_of_the_config():
@@ -179,6 +367,11 @@ def test_schedules_of_the_config():
     assert rates((10, 55, 100), schedule="cosine", **warm) == [1, 0.5, 0]
     assert rates((10, 55, 100), schedule="linear", final_fraction=0.5, **warm) == [1, 0.75, 0.5]
     assert rates((0, 5, 10, 99), schedule="constant", **warm) == [0, 0.5, 1, 1]
+    assert rates((5, 10, 40), schedule="inverse_sqrt", **warm) == [0.5, 1, 0.5]
+    cycles = dict(schedule="cyclic_wsd", num_cycles=2, decay_fraction=0.4, warmup_steps=5)
+    assert rates((0, 5, 30, 40, 50, 55, 80, 90, 100), **cycles) == [0, 1, 1, 0.5, 0, 1, 1, 0.5, 0]
+    power = dict(decay_tail="power", decay_power=2.0, decay_fraction=0.2)
+    assert rates((80, 90, 100), **power) == [1, 0.25, 0]
 
 
 @pytest.mark.parametrize(
@@ -195,6 +388,12 @@ def test_schedules_of_the_config():
         ({"newton_schulz_dtype": "float16"}, "bfloat16"),
         ({"decay_tail": "sqrt"}, "1-sqrt"),
         ({"no_decay_roles": ("embeddings",)}, "no_decay_roles.*'embeddings'"),
+        ({"clip": "norm"}, "config.optimizer.clip is 'norm'.*'adagc'"),
+        ({"groups": {"norm": {"rate": 1.0}}}, "groups.norm is 'rate'.*'learning_rate'"),
+        ({"groups": {"norm": {"learning_rate": -1.0}}}, "learning_rate is -1.0"),
+        ({"average": "swa"}, "average is 'swa'"),
+        ({"name": "schedule_free", "average": "ema"}, "schedule_free cannot have"),
+        ({"qk_clip_tau": 0.0}, "qk_clip_tau is 0.0"),
     ],
 )
 def test_wrong_fields_are_refused_by_name(fields, words):
