@@ -138,9 +138,7 @@ def table(results: dict) -> str:
         bits = statistics.mean(final(points)["bits_per_byte"] for points in result["curves"])
         cells = ["-", "-"]
         if adamw and optimizer != "adamw":
-            pairs = [
-                final(theirs)["loss"] - loss for theirs, loss in zip(adamw["curves"], losses)
-            ]
+            pairs = [final(theirs)["loss"] - loss for theirs, loss in zip(adamw["curves"], losses)]
             cells[0] = "{:+.3f} ± {:.3f}".format(*interval(pairs))
             steps = [
                 steps_to(points, final(theirs)["loss"])

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NoReturn
 
+from smoljax import configuration
 from smoljax.configuration import plain
 from smoljax.errors import SmoljaxError, require
 
@@ -88,6 +89,11 @@ def _say_in_one_line(failure: threading.ExceptHookArgs) -> None:
 
 def load_config(path: str) -> dict:
     """The config that `get_config()` of a Python file returns, as plain nested dicts."""
+    return plain(_open_config(path))
+
+
+def _open_config(path: str) -> Mapping:
+    """What `get_config()` of a Python file returns."""
     path, _, variant = path.partition(":")
     if not Path(path).is_file():
         raise SmoljaxError(
@@ -101,16 +107,17 @@ def load_config(path: str) -> dict:
         ) from error
     except Exception as error:
         raise SmoljaxError(f"--config={path}: {type(error).__name__}: {error}") from error
-    return plain(get_config(variant) if variant else get_config())
+    return get_config(variant) if variant else get_config()
 
 
 def _parse(arguments: list[str], options: Mapping[str, str]) -> tuple[dict, Path, dict[str, str]]:
     flags = require("absl.flags", extra="train")
     config_flags = require("ml_collections.config_flags", extra="train")
-    config = config_flags.DEFINE_config_file("config", None, "")
+    arguments, path = _take_flag(arguments, "config")
+    config = _with_named_fields(_open_config(path), arguments)
+    config_flags.DEFINE_config_dict("config", config, sys_argv=arguments)
     workdir = flags.DEFINE_string("workdir", None, "")
     values = {name: flags.DEFINE_string(name, "", text) for name, text in options.items()}
-    _check_fields(arguments)
     try:
         rest = flags.FLAGS(arguments)
     except flags.Error as error:
@@ -121,42 +128,68 @@ def _parse(arguments: list[str], options: Mapping[str, str]) -> tuple[dict, Path
         raise SmoljaxError(
             f"{rest[1]!r} is not a flag; fields are set by --config.section.field=value"
         )
-    for name in ("config", "workdir"):
-        if flags.FLAGS[name].value is None:
-            raise SmoljaxError(f"--{name} is missing (see --help)")
+    if workdir.value is None:
+        raise SmoljaxError("--workdir is missing (see --help)")
     if "://" in workdir.value:
         raise SmoljaxError(
             f"--workdir={workdir.value} is a URL; give a local folder or a mounted bucket. Checkpoints alone can go to an "
             "object store: --config.training.checkpoint_directory=gs://BUCKET/run"
         )
     return (
-        plain(config.value),
+        plain(config),
         Path(workdir.value),
         {name: holder.value for name, holder in values.items()},
     )
 
 
-def _check_fields(arguments: list[str]) -> None:
-    """Refuses --config.a.b for a field that the recipe does not have, and names the nearest."""
-    named = [argument.partition("=") for argument in arguments[1:] if "=" in argument]
-    paths = [value for name, _, value in named if name.lstrip("-") == "config"]
-    if not paths:
-        return
-    config = load_config(paths[-1])
-    for name, _, _ in named:
+def _take_flag(arguments: list[str], name: str) -> tuple[list[str], str]:
+    """The arguments without --name=VALUE (or --name VALUE), and the last such value."""
+    rest, value, i = [], None, 0
+    while i < len(arguments):
+        flag, equals, given = arguments[i].partition("=")
+        if i and flag in (f"--{name}", f"-{name}"):
+            if not equals:
+                i += 1
+                given = arguments[i] if i < len(arguments) else ""
+            value = given
+        else:
+            rest.append(arguments[i])
+        i += 1
+    if value is None:
+        raise SmoljaxError(f"--{name} is missing (see --help)")
+    return rest, value
+
+
+def _with_named_fields(config: Mapping, arguments: list[str]) -> object:
+    """The recipe as a ConfigDict, with the defaults of fields that flags name and that it leaves out.
+
+    Raises:
+      SmoljaxError: a flag names a field that neither the recipe nor the section's class has; it names the nearest.
+    """
+    config_dict = require("ml_collections.config_dict", extra="train")
+    config = config_dict.ConfigDict(config)
+    for argument in arguments[1:]:
+        name = argument.partition("=")[0]
         if not name.startswith("--config."):
             continue
         node, done = config, "config"
         for key in name.removeprefix("--config.").split("."):
-            if isinstance(node, tuple):
+            if isinstance(node, tuple | list):
                 break  # An index into a tuple; ml_collections checks it.
-            if not isinstance(node, Mapping) or key not in node:
-                fields = list(node) if isinstance(node, Mapping) else []
-                near = difflib.get_close_matches(key, fields, n=1)
-                hint = (
-                    f"did you mean --{done}.{near[0]}?"
-                    if near
-                    else f"{done} has {', '.join(fields)}"
-                )
-                raise SmoljaxError(f"{name}: {done} has no field {key!r}; {hint}")
+            fields = node if isinstance(node, config_dict.ConfigDict) else {}
+            if key not in fields:
+                defaults = configuration.defaults(done.removeprefix("config."))
+                if key not in defaults:
+                    known = sorted({*fields, *defaults})
+                    near = difflib.get_close_matches(key, known, n=1)
+                    hint = (
+                        f"did you mean --{done}.{near[0]}?"
+                        if near
+                        else f"it has {', '.join(known)}"
+                    )
+                    raise SmoljaxError(f"{name}: {done} has no field {key!r}; {hint}")
+                default, kind = defaults[key]
+                with config.unlocked():
+                    node[key] = config_dict.placeholder(kind) if default is None else default
             node, done = node[key], f"{done}.{key}"
+    return config

@@ -2,12 +2,27 @@
 
 import dataclasses
 import difflib
+import importlib
+import types
+import typing
 from collections.abc import Mapping
 from typing import TypeVar
 
 from smoljax.errors import SmoljaxError
 
 T = TypeVar("T")
+
+# The class of each section of a config; imported when it is needed, because some bring jax.
+SECTIONS = {
+    "curation": "smoljax.curation:CurationConfig",
+    "tokenizer": "smoljax.tokens.config:TokenizerConfig",
+    "data": "smoljax.input_pipeline:MixtureConfig",
+    "model": "smoljax.model:ModelConfig",
+    "mesh": "smoljax.parallel:MeshConfig",
+    "optimizer": "smoljax.optim:OptimizerConfig",
+    "training": "smoljax.training.config:TrainingConfig",
+    "generation": "smoljax.evaluation.sampling:GenerationConfig",
+}
 
 
 def build(cls: type[T], section: Mapping, name: str) -> T:
@@ -40,6 +55,29 @@ def build(cls: type[T], section: Mapping, name: str) -> T:
     if missing:
         raise SmoljaxError(f"config.{name} lacks {', '.join(missing)}, which {cls.__name__} needs")
     return cls(**values)
+
+
+def defaults(name: str) -> dict[str, tuple[object, type]]:
+    """Default value and type of every field with a default in a section's class; of none, for a section that has no class.
+
+    The type of a field that may be None is the other one.
+    """
+    if name not in SECTIONS:
+        return {}
+    module, _, cls = SECTIONS[name].partition(":")
+    cls = getattr(importlib.import_module(module), cls)
+    hints = typing.get_type_hints(cls)
+    found = {}
+    for field in dataclasses.fields(cls):
+        kind = hints[field.name]
+        if isinstance(kind, types.UnionType):
+            kind = next(option for option in typing.get_args(kind) if option is not type(None))
+        kind = typing.get_origin(kind) or kind
+        if field.default is not dataclasses.MISSING:
+            found[field.name] = field.default, kind
+        elif field.default_factory is not dataclasses.MISSING:
+            found[field.name] = field.default_factory(), kind
+    return found
 
 
 def plain(value: object) -> object:

@@ -53,3 +53,35 @@ def test_a_wrong_command_line_gives_one_clear_line(arguments, message):
     assert message in result.stderr
     assert result.stderr.startswith("error: ")
     assert result.stderr.count("\n") == 1
+
+
+def test_a_flag_sets_a_field_that_the_recipe_leaves_out(tmp_path):
+    """The class of the section knows it, its type and its default."""
+    program = (
+        "from smoljax.command_line import run; "
+        "run(lambda config, workdir: print(config['optimizer'], config['data']), usage='')"
+    )
+    flags = ("average=ema", "qk_clip_tau=100", "average_start=7", "no_decay_roles=('norm',)")
+    result = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            program,
+            "--config=tests/tiny_config.py",
+            f"--workdir={tmp_path}",
+            *(f"--config.optimizer.{flag}" for flag in flags),
+            "--config.data.batch_ramp=((10, 2), (20, 4))",
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    for words in (
+        "'average': 'ema'",
+        "'qk_clip_tau': 100.0",
+        "'average_start': 7",
+        "'no_decay_roles': ('norm',)",
+        "'batch_ramp': ((10, 2), (20, 4))",
+    ):
+        assert words in result.stdout, result.stdout

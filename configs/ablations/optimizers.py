@@ -12,7 +12,9 @@ OPTIMIZERS = ("adamw", "muon", "normuon", "soap", "muonh")
 def get_config(optimizer: str = "muon") -> ConfigDict:
     """The quickstart's model trained with `optimizer`, one of OPTIMIZERS; everything else is the same."""
     if optimizer not in OPTIMIZERS:
-        raise ValueError(f"{optimizer!r} is not compared here: choose one of {', '.join(OPTIMIZERS)}")
+        raise ValueError(
+            f"{optimizer!r} is not compared here: choose one of {', '.join(OPTIMIZERS)}"
+        )
     config = ConfigDict()
     config.name = f"optimizers_{optimizer}"
     config.seed = 0

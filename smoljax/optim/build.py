@@ -45,7 +45,6 @@ from smoljax.optim.skip import skip_spikes
 from smoljax.optim.soap import scale_by_soap
 
 
-
 def build(
     config: OptimizerConfig,
     params: optax.Params,
@@ -203,10 +202,8 @@ def _direction(
     }
     if name in ("adamw", "adamh"):
         return optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=eps)
-    if name == "schedule_free":  # Adam without momentum: the averaging around it is one (arXiv 2405.15682).
-        return optax.scale_by_rms(
-            decay=config.b2, eps=eps, eps_in_sqrt=False, bias_correction=True
-        )
+    if name == "schedule_free":  # No momentum: the averaging around it is one (arXiv 2405.15682).
+        return optax.scale_by_rms(decay=config.b2, eps=eps, eps_in_sqrt=False, bias_correction=True)
     if name == "lion":
         return optax.scale_by_lion(b1=config.b1, b2=config.b2)
     if name == "adafactor":  # arXiv 1804.04235, algorithm 4, with an absolute rate and no momentum.
@@ -221,9 +218,7 @@ def _direction(
         )
     if name == "adamuon":
         return scale_by_adamuon(leaves.specs, **orthogonal)
-    muon = scale_by_muon(
-        leaves.specs, scale=config.scale, metrics=config.metrics, **orthogonal
-    )
+    muon = scale_by_muon(leaves.specs, scale=config.scale, metrics=config.metrics, **orthogonal)
     if name == "normuon":
         return optax.chain(muon, normalize_neurons(leaves.specs, b2=config.matrix_b2))
     return muon
@@ -252,7 +247,7 @@ def _decay(
                 cautious=config.cautious_weight_decay,
             )
         )
-    return optax.chain(*links)
+    return optax.chain(*links) if links else optax.identity()
 
 
 def _share(factor: float, schedule: Schedule, step: jax.Array) -> jax.Array:

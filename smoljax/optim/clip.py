@@ -136,7 +136,8 @@ def adagc(
         check_number("max_norm", max_norm, above=0)
 
     def init(params: optax.Params) -> AdaGCState:
-        norms = jax.eval_shape(block_norms, params, axes_by_path(batch_axes, params))
+        axes = axes_by_path(batch_axes, params)
+        norms = jax.eval_shape(lambda tree: block_norms(tree, axes), params)
         return AdaGCState(
             count=jnp.zeros([], jnp.int32),
             averages=jax.tree.map(lambda norm: jnp.full(norm.shape, jnp.inf, norm.dtype), norms),

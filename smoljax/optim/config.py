@@ -9,7 +9,7 @@ from smoljax.optim import schedules
 from smoljax.optim.muon import SCALES
 from smoljax.optim.newton_schulz import coefficient_rows
 from smoljax.optim.parametrization import Multipliers
-from smoljax.optim.partition import Treatment
+from smoljax.optim.partition import Treatment, treatment_of
 
 # Optimizers of the hidden matrices; AdamW has the other roles.
 MATRIX_OPTIMIZERS = ("muon", "normuon", "adamuon", "soap", "muonh", "adamh")
@@ -245,7 +245,7 @@ def learning_rate_schedule(
     Raises:
       SmoljaxError: the schedule does not fit num_steps.
     """
-    peak = treatments(config, multipliers)[role].learning_rate
+    peak = treatment_of(role, treatments(config, multipliers)).learning_rate
     group = config.of_group(role)
     options = {"warmup_steps": group.warmup_steps}
     if config.name == "schedule_free" or group.schedule == "constant":

@@ -89,7 +89,7 @@ def metrics(state: optax.OptState) -> Metrics:
         gradient_norm=first.norm if first else None,
         clipped=first.clipped if first else None,
         gradient_cosine=first.cosine if first else None,
-        skipped=skips[0].skipped if skips else None,
+        skipped=skips[0].report.skipped_total if skips else None,
         update_rms=by_path(sizes[0].rms) if sizes else {},
         update_ratio=by_path(sizes[0].ratio) if sizes else {},
         orthogonality_error={path: each.orthogonality_error for path, each in matrices.items()},

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from smoljax import losses, parallel
+from smoljax import losses, optim, parallel
 from smoljax.errors import SmoljaxError
 from smoljax.model import ModelConfig, hidden, hidden_and_max_logits, init, unembedding
 from smoljax.optim.qk_clip import QKClipSpec, clipped_heads, qk_clip
@@ -76,8 +76,8 @@ def make_train_step(
 
     The gradient is that of the mean over all targets of the batch, however many micro-batches it is
     taken in; the optimizer also gets the mean loss, z-loss included, as `value`. Metrics (f32 scalars): loss (nats
-    per target), grad_norm, param_norm, num_targets, and with qk_clip_tau max_logit (the largest of all heads in this step's
-    forward pass) and qk_clipped (fraction of heads).
+    per target), grad_norm, param_norm, num_targets, what the optimizer measures (smoljax.optim.metrics) as optimizer/...,
+    and with qk_clip_tau max_logit (the largest of all heads in this step's forward pass) and qk_clipped (fraction of heads).
 
     Args:
       qk_clip_tau: after the update, the heads whose largest logit in the forward pass was above this have their query
@@ -114,6 +114,9 @@ def make_train_step(
             "grad_norm": optax.global_norm(grads),
             "param_norm": optax.global_norm(params),
             "num_targets": sums["num_targets"],
+        }
+        metrics |= {
+            f"optimizer/{name}": value for name, value in optim.metrics(opt_state).scalars().items()
         }
         return TrainState(state.step + 1, params, opt_state), metrics
 

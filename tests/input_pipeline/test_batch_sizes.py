@@ -29,7 +29,9 @@ def test_without_a_ramp_windows_are_a_product():
     assert BatchSizes(16).size(0) == 16
 
 
-@pytest.mark.parametrize("ramp", [((0, 4),), ((5, 0),), ((5, 4), (5, 6)), ((5, 4), (9, 4)), ((5, 8),)])
+@pytest.mark.parametrize(
+    "ramp", [((0, 4),), ((5, 0),), ((5, 4), (5, 6)), ((5, 4), (9, 4)), ((5, 8),)]
+)
 def test_a_ramp_that_does_not_rise_is_refused(ramp):
-    with pytest.raises(SmoljaxError, match="batch_ramp.*rise"):
+    with pytest.raises(SmoljaxError, match=r"batch_ramp.*rise"):
         BatchSizes(8, ramp)

@@ -81,7 +81,15 @@ def test_describe_prints_what_each_leaf_gets(random_tree, axes):
     config = OptimizerConfig(name="muon", learning_rate=0.02, adamw_learning_rate=0.005)
     text = describe(random_tree(0), treatments(config), logical_axes=axes)
     rows = {line.split()[0]: line.split()[1:] for line in text.splitlines()}
-    assert rows["layers/attention/query"] == ["3x32x4x8", "3,072", "hidden", "muon", "0.02", "0.1", "wsd"]
+    assert rows["layers/attention/query"] == [
+        "3x32x4x8",
+        "3,072",
+        "hidden",
+        "muon",
+        "0.02",
+        "0.1",
+        "wsd",
+    ]
     assert rows["embedding"] == ["128x32", "4,096", "embedding", "adamw", "0.005", "0", "wsd"]
     assert rows["final_norm"] == ["32", "32", "norm", "adamw", "0.005", "0.1", "wsd"]
     total = sum(leaf.size for leaf in jax.tree.leaves(random_tree(0)))

@@ -121,6 +121,49 @@ def test_a_killed_run_goes_on_bitwise(unbroken, corpus, tmp_path, kill_at):
     jax.tree.map(np.testing.assert_array_equal, final_params(workdir), final_params(unbroken[0]))
 
 
+EVERYTHING = (
+    "--config.optimizer.name=normuon",
+    "--config.optimizer.clip=adagc",
+    "--config.optimizer.skip_spikes=True",
+    "--config.optimizer.average=ema",
+    "--config.optimizer.average_decay=0.9",
+    "--config.optimizer.metrics=True",
+    "--config.optimizer.qk_clip_tau=0.2",
+    "--config.data.batch_ramp=((10, 2), (20, 4))",
+)
+
+
+def test_every_part_of_the_optimizer_at_once_resumes_and_reports(corpus, tmp_path):
+    """With a batch that is ramped up: the run that was stopped half way ends with the numbers of the one that was not."""
+    whole, halves = fresh(corpus, tmp_path, "whole"), fresh(corpus, tmp_path, "halves")
+    result = train(whole, *EVERYTHING)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert "60 steps of 2 then 4 then 8 x 32 tokens" in result.stderr
+    process = subprocess.Popen(
+        command(halves, *EVERYTHING), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    wait_for_step(halves, process, 15)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert train(halves, *EVERYTHING).returncode == 0
+    assert losses(halves) == losses(whole)
+    rows = [row for row in losses(whole) if "loss" in row]
+    assert [rows[i]["tokens"] for i in (9, 19, 59)] == [20 * 32, 60 * 32, (60 + 40 * 8) * 32]
+    last = rows[-1]
+    assert last["optimizer/skipped"] == 0
+    assert 0 < max(row["optimizer/clipped"] for row in rows) <= 1
+    assert last["optimizer/gradient_cosine"] == pytest.approx(1)
+    assert 0 < max(row["qk_clipped"] for row in rows) <= 1
+    assert last["optimizer/update_ratio/layers/mlp/gate"] > 0
+    assert 0 < last["optimizer/orthogonality_error/layers/mlp/gate"] < 0.5
+    # Evaluation, later too, is of the averaged weights.
+    config = json.loads((whole / "train" / "config.json").read_text())
+    averaged = Run(config, whole).restore_params()[1]
+    config["optimizer"]["average"] = ""
+    params = Run(config, whole).restore_params()[1]
+    assert (params["embedding"] != averaged["embedding"]).any()
+
+
 def test_two_hosts_give_the_losses_of_one(unbroken, corpus, tmp_path):
     """Two processes that find each other on loopback, each with one device and half of every batch."""
     workdir = fresh(corpus, tmp_path, "hosts")
@@ -189,9 +232,9 @@ def test_a_request_to_stop_saves_and_exits_with_42(corpus, tmp_path, number):
             ["--config.data.seq_len=8192", "--config.model.max_seq_len=8192"],
             "block",
         ),
-        (["--config.training.micro_batches=3"], "does not divide config.data.batch_size 8"),
+        (["--config.training.micro_batches=3"], "does not divide a batch of 8"),
         (["--config.mesh.data=3"], "does not divide 1 devices"),
-        (["--config.optimizer.name=sgd"], "choose one of 'adamw', 'muon'"),
+        (["--config.optimizer.name=sgd"], "choose one of 'adamw', 'lion'"),
         (["--config.tokenizer.directory=/nowhere"], "/nowhere"),
         (["--config.data.directory=/nowhere"], "/nowhere"),
         (["--config.training.num_steps=0"], "config.training.num_steps is 0"),
