@@ -1,4 +1,6 @@
+import dataclasses
 import functools
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -171,6 +173,106 @@ def test_zero_gradients_give_zero_and_nan_stays_in_its_matrix():
     assert np.isfinite(updates["w"][2]).all()
 
 
+def test_fused_kernels_equal_separate_ones_to_the_bit():
+    """Heads of query, key and value in one kernel [D, N + 2 K, H], whole or in pairs, against three kernels."""
+    shapes = {"query": (2, 24, 4, 6), "key": (2, 24, 2, 6), "value": (2, 24, 2, 6)}
+    to_heads = MatrixSpec(inputs=(-3,), outputs=(-2, -1))
+    separate = gradients(0, shapes)
+    fused = {"qkv": jnp.concatenate(list(separate.values()), axis=2)}
+    for heads in (None, (-2, 2)):
+        spec = dataclasses.replace(to_heads, heads=heads)
+        want = first_update(
+            scale_by_muon(lambda tree, spec=spec: dict.fromkeys(tree, spec)), separate
+        )
+        split = dataclasses.replace(spec, split=(4, 2, 2))
+        got = first_update(scale_by_muon({"qkv": split}), fused)
+        together = np.concatenate([want[name] for name in shapes], axis=2)
+        np.testing.assert_array_equal(got["qkv"], together)
+    whole = first_update(scale_by_muon({"qkv": to_heads}), fused)
+    assert np.abs(whole["qkv"] - got["qkv"]).max() > 0.05  # without the split it is another matrix
+
+
+@pytest.mark.parametrize("scale", ["rms", "spectral", "keller"])
+def test_pairs_of_heads_equal_the_update_by_hand_with_the_scale_of_a_pair(scale):
+    gradient = gradients(0, {"query": (24, 6, 8), "output": (6, 8, 24)})
+    specs = {
+        "query": MatrixSpec(inputs=(-3,), outputs=(-2, -1), heads=(-2, 2)),
+        "output": MatrixSpec(inputs=(-3, -2), outputs=(-1,), heads=(-3, 2)),
+    }
+    got = first_update(scale_by_muon(specs, scale=scale), gradient)
+    plain = scale_by_muon(scale=scale)
+    for pair in range(3):
+        heads = slice(2 * pair, 2 * pair + 2)
+        want = first_update(plain, {"w": gradient["query"][:, heads].reshape(24, 16)})
+        np.testing.assert_allclose(got["query"][:, heads].reshape(24, 16), want["w"], atol=1e-5)
+        want = first_update(plain, {"w": gradient["output"][heads].reshape(16, 24)})
+        np.testing.assert_allclose(got["output"][heads].reshape(16, 24), want["w"], atol=1e-5)
+
+
+@pytest.mark.parametrize("nesterov", [True, False])
+def test_heavy_ball_gives_the_updates_of_the_average_and_a_larger_momentum(nesterov):
+    states, updates = {}, {}
+    for momentum in ("ema", "heavy_ball"):
+        transform = scale_by_muon(momentum=momentum, nesterov=nesterov, beta=0.9)
+        state = transform.init(gradients(0))
+        for step in range(3):
+            updates[momentum], state = jax.jit(transform.update)(gradients(step), state)
+        states[momentum] = state.momentum
+    for name in MATRICES:
+        average, ball = states["ema"][name], states["heavy_ball"][name]
+        np.testing.assert_allclose(ball, 10 * average, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(updates["heavy_ball"][name], updates["ema"][name], atol=1e-5)
+
+
+def test_metrics_are_those_of_the_singular_values_and_the_angle():
+    shapes = {"layers": (3, 24, 40), "fused": (16, 24)}
+    specs = {"layers": MatrixSpec(), "fused": MatrixSpec(split=(12, 12))}
+    transform = scale_by_muon(specs, scale="spectral", metrics=True)
+    state = transform.init(gradients(0, shapes))
+    assert float(state.metrics["fused"].orthogonality_error) == 0
+    momentum = {name: np.zeros(shape) for name, shape in shapes.items()}
+    for step in range(2):
+        gradient = gradients(step, shapes)
+        updates, state = jax.jit(transform.update)(gradient, state)
+        for name in shapes:
+            momentum[name] = 0.95 * momentum[name] + 0.05 * np.float64(gradient[name])
+    split = np.split(np.asarray(updates["fused"]), 2, axis=1)
+    by_leaf = {
+        "layers": updates["layers"] / np.sqrt(40 / 24),
+        "fused": np.stack(split) / np.sqrt(12 / 16),
+    }
+    for name, matrices in by_leaf.items():
+        values = np.linalg.svd(np.float64(matrices), compute_uv=False)
+        got = state.metrics[name]
+        want = np.sqrt(np.mean((values**2 - 1) ** 2))
+        assert float(got.orthogonality_error) == pytest.approx(want, rel=1e-3)
+        g, m = np.float64(gradient[name]), momentum[name]
+        cosine = np.sum(g * m) / (np.linalg.norm(g) * np.linalg.norm(m))
+        assert float(got.momentum_cosine) == pytest.approx(cosine, abs=1e-5)
+        assert 0.5 < cosine < 0.9
+
+
+def test_metrics_cost_nothing_when_off(monkeypatch):
+    """Without metrics the HLO is that of a module that has none; with metrics it is another."""
+    shapes = {"w": (2, 8, 12)}
+    gradient = gradients(0, shapes)
+
+    def program(**options):
+        transform = scale_by_muon(**options)
+        state = transform.init(gradient)
+        return jax.jit(transform.update).lower(gradient, state).as_text(), state
+
+    off, state = program(metrics=False)
+    on, _ = program(metrics=True)
+    assert state.metrics is None
+    assert len(jax.tree.leaves(state)) == 2
+    module = sys.modules["smoljax.optim.muon"]
+    for name in ("_metrics", "_squared_error"):
+        monkeypatch.delattr(module, name)
+    assert program()[0] == off
+    assert on.count("dot_general") == off.count("dot_general") + 1
+
+
 def test_dtypes():
     params = {"w": jnp.ones((8, 16), jnp.bfloat16)}
     transform = scale_by_muon()
@@ -216,6 +318,9 @@ def test_composes_with_optax():
     [
         ({"b": jnp.ones(3)}, None, r"b has shape \[3\], which holds no matrix"),
         ({"w": jnp.ones((3, 3), jnp.int32)}, None, "w is int32"),
+        ({"w": jnp.ones((3, 3), jnp.complex64)}, None, "w is complex64"),
+        ({"w": jnp.ones((3, 3))}, {"w": MatrixSpec(split=(2, 2))}, "w has shape .* sum to 3"),
+        ({"w": jnp.ones((3, 3))}, {"w": MatrixSpec(heads=(-1, 2))}, "choose a divisor of 3"),
         ({"w": jnp.ones((3, 3))}, {"v": MatrixSpec()}, "no MatrixSpec for w"),
         ({"w": jnp.ones((3, 3))}, {"w": MatrixSpec((0,), (-2,))}, "holds no matrix"),
         ({"w": jnp.ones((3, 3))}, {"w": MatrixSpec((0,), ())}, "holds no matrix"),
@@ -232,6 +337,8 @@ def test_wrong_options_are_refused_at_once():
     )  # automatic axes; jax.make_mesh makes explicit ones
     for options, words in [
         ({"scale": "unit"}, "spectral"),
+        ({"momentum": "nesterov"}, "ema, heavy_ball"),
+        ({"momentum": "heavy_ball", "bias_correction": True}, "bias_correction is for"),
         ({"coefficients": "muon"}, "keller"),
         ({"mesh": mesh, "mesh_axis": "stage"}, "'stage' is not an axis of the mesh: it has fsdp"),
         ({"mesh": mesh}, "together"),
