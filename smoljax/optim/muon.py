@@ -153,7 +153,8 @@ def scale_by_muon(
       eps: as in newton_schulz.
       mesh: with mesh_axis: the stack of matrices is split over that axis, so that every matrix lies whole on a device and
         the iteration needs no communication. Each matrix is resharded once on the way in and once on the way out.
-      mesh_axis: name, or names, of the mesh axes to split over; all axes of the mesh share the work best.
+      mesh_axis: name, or names, of the mesh axes to split over; all axes of the mesh share the work best. Name first
+        the axes that the parameters are split over, and last those that hold copies of them.
       metrics: whether the state holds MuonMetrics of every leaf.
 
     Raises:

@@ -61,7 +61,7 @@ def orthogonalizer(
         o_BMN = newton_schulz(x_BMN, **options)
         return Orthogonal(o_BMN, None if measure is None else measure(o_BMN))
 
-    iterate = _place(iterate, _stack_sharding(mesh, mesh_axis), one_by_one=on_cpu)
+    iterate = _place(iterate, *_stages(mesh, mesh_axis), one_by_one=on_cpu)
 
     def orthogonalize(
         tree: optax.Updates, specs: dict[str, MatrixSpec]
@@ -90,23 +90,27 @@ def orthogonalizer(
 
 def _place(
     function: Callable[[jax.Array], Orthogonal],
-    stack_sharding: tuple[NamedSharding, int] | None,
+    stages: list[NamedSharding],
+    parts: int,
     *,
     one_by_one: bool,
 ) -> Callable[[jax.Array], Orthogonal]:
-    """How a function of a stack [B, M, N] runs: split over a mesh axis, matrix by matrix, or all at once."""
-    if stack_sharding is None:
+    """How a function of a stack [B, M, N] runs: split over mesh axes, matrix by matrix, or all at once."""
+    if not stages:
         # On a CPU a single matrix and its Gram matrix stay in the cache: a tenth faster than a batch.
         return (lambda x_BMN: jax.lax.map(function, x_BMN)) if one_by_one else function
-    sharding, parts = stack_sharding
 
     def split(x_BMN: jax.Array) -> Orthogonal:
         size = len(x_BMN)
         # Zero matrices fill the last devices' share; they stay zero and are cut off again.
         x_BMN = jnp.pad(x_BMN, ((0, -size % parts), (0, 0), (0, 0)))
-        done = function(jax.lax.with_sharding_constraint(x_BMN, sharding))
-        done = done._replace(matrices=jax.lax.with_sharding_constraint(done.matrices, sharding))
-        return _part(done, 0, size)
+        for stage in stages[1:]:
+            x_BMN = jax.lax.with_sharding_constraint(x_BMN, stage)
+        done = function(x_BMN)
+        o_BMN = done.matrices
+        for stage in reversed(stages):
+            o_BMN = jax.lax.with_sharding_constraint(o_BMN, stage)
+        return _part(done._replace(matrices=o_BMN), 0, size)
 
     return split
 
@@ -121,14 +125,18 @@ def _platform(mesh: Mesh | None) -> str:
     return jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
 
 
-def _stack_sharding(
+def _stages(
     mesh: Mesh | None, mesh_axis: str | tuple[str, ...] | None
-) -> tuple[NamedSharding, int] | None:
-    """The sharding of a stack [B, M, N] and the number of parts that it makes; None where nothing is split."""
+) -> tuple[list[NamedSharding], int]:
+    """A stack [B, M, N] split over no axis, the first axis, the first two, ..., and the number of parts at the end.
+
+    One axis after the other: each change is one all-to-all of what a device holds (or a slice of it, where the leaf was
+    not split over that axis). Asked for all at once, XLA copies whole leaves to every device.
+    """
     if mesh is None or mesh_axis is None:
         if mesh is not None or mesh_axis is not None:
             raise SmoljaxError("give mesh and mesh_axis together, or neither")
-        return None
+        return [], 1
     names = (mesh_axis,) if isinstance(mesh_axis, str) else tuple(mesh_axis)
     for name in names:
         if name not in mesh.shape:
@@ -139,7 +147,11 @@ def _stack_sharding(
             raise SmoljaxError(
                 f"mesh_axis {name!r} is an explicit axis: make the mesh with axis_types AxisType.Auto"
             )
+    names = tuple(name for name in names if mesh.shape[name] > 1)
+    if not names:
+        return [], 1
+    free = PartitionSpec.UNCONSTRAINED
+    specs = [PartitionSpec(names[:count] or None, free, free) for count in range(len(names))]
+    specs.append(PartitionSpec(names, None, None))
     parts = math.prod(mesh.shape[name] for name in names)
-    if parts == 1:
-        return None
-    return NamedSharding(mesh, PartitionSpec(names, None, None)), parts
+    return [NamedSharding(mesh, spec) for spec in specs], parts

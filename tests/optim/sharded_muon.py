@@ -1,4 +1,7 @@
-"""Run by test_sharding.py on 8 forced host devices: prints what the compiled update communicates, as JSON."""
+"""Run by test_sharding.py on 8 forced host devices: prints what the compiled update communicates, as JSON.
+
+Arguments: the mesh, as in data=2,fsdp=2,tensor=2, and the mesh axes that the matrices are split over, as in fsdp,tensor.
+"""
 
 import json
 import re
@@ -68,9 +71,27 @@ def between_products(hlo):
     return sorted((after & before & set(collectives)) | set(in_loops)), kinds
 
 
+def wrong_ways(mesh, mesh_axis):
+    """Collectives inside an iteration on matrices that are cut; and the stack split over all axes at once."""
+    print("the wrong way", file=sys.stderr, flush=True)
+    shape = jax.ShapeDtypeStruct((8, 32, 96), jnp.float32)
+    # The matrices stay cut along their columns, and every iteration sums over devices.
+    cut = NamedSharding(mesh, PartitionSpec(None, None, "fsdp"))
+    wrong = jax.jit(newton_schulz, in_shardings=(cut,), out_shardings=cut)
+    between, _ = between_products(wrong.lower(shape).compile().as_text())
+    if len(mesh.axis_names) > 1:
+        leaf = NamedSharding(mesh, PartitionSpec(None, "fsdp", "tensor"))
+        whole = NamedSharding(mesh, PartitionSpec(mesh_axis, None, None))
+        jax.jit(lambda x: x + 1, in_shardings=(leaf,), out_shardings=whole).lower(shape).compile()
+    return between
+
+
 def main():
-    mesh = Mesh(np.array(jax.devices()), ("fsdp",))
+    sizes = dict(pair.split("=") for pair in sys.argv[1].split(","))
+    mesh = Mesh(np.array(jax.devices()).reshape([int(n) for n in sizes.values()]), tuple(sizes))
     split = {"embed": "fsdp"}
+    if "tensor" in sizes:
+        split |= dict.fromkeys(("heads", "kv_heads", "mlp", "vocab"), "tensor")
     params = jax.tree.map(
         lambda names: jnp.asarray(
             np.random.default_rng(len(names)).standard_normal([SIZES[n] for n in names]),
@@ -88,7 +109,10 @@ def main():
     config = OptimizerConfig(name="muon", schedule="constant", clip_norm=None)
     report = {}
     results = {}
-    for name, options in {"split": dict(mesh=mesh, mesh_axis="fsdp"), "alone": {}}.items():
+    for name, options in {
+        "split": dict(mesh=mesh, mesh_axis=tuple(sys.argv[2].split(","))),
+        "alone": {},
+    }.items():
         transform = build(config, shapes, logical_axes=AXES, num_steps=10, **options)
         state_places = place_state(
             jax.eval_shape(transform.init, shapes),
@@ -114,11 +138,7 @@ def main():
         float(np.abs(np.asarray(a) - np.asarray(b)).max())
         for a, b in zip(jax.tree.leaves(results["split"]), jax.tree.leaves(results["alone"]))
     )
-    # The wrong way: the matrices stay cut along their columns, and every iteration sums over devices.
-    cut = NamedSharding(mesh, PartitionSpec(None, None, "fsdp"))
-    wrong = jax.jit(newton_schulz, in_shardings=(cut,), out_shardings=cut)
-    hlo = wrong.lower(jax.ShapeDtypeStruct((8, 32, 96), jnp.float32)).compile().as_text()
-    report["wrong"], report["wrong_kinds"] = between_products(hlo)
+    report["wrong"] = wrong_ways(mesh, tuple(sys.argv[2].split(",")))
     json.dump(report, sys.stdout)
 
 
