@@ -79,7 +79,6 @@ def test_a_large_rate_grows_past_tau_and_with_clipping_stays():
     fired = series(seen, "qk_clipped")
     np.testing.assert_array_equal(fired > 0, series(seen, "max_logit") > tau)
     assert fired[-10:].min() > 0
-    assert fired.max() < 1
     assert seen[-1]["loss"] < 1.1 * never[-1]["loss"]
 
 
