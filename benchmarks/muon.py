@@ -1,7 +1,11 @@
 """Times Muon's update and apply beside optax.contrib.muon: both in one run, alternating, the fastest of several rounds.
 
-Command:   python benchmarks/muon.py [--rounds=7] [--large]
+Command:   python benchmarks/muon.py [--rounds=7] [--large] [--write=benchmarks/results/muon_DATE.md]
+           python benchmarks/muon.py --topology=v5p:4x4x4   (compiles for TPUs, on a CPU; needs the extra "tpu")
 Settings:  equal on both sides: Keller's coefficients, 5 steps, Nesterov, scale sqrt(max(1, d_out / d_in)), float32.
+           For TPUs: the 3B model of configs/smollm3_3b.py on its mesh (fsdp over all chips), float32 parameters, AdamW for
+           embedding and norms; ours in bfloat16, its default there, and in float32 (optax's products of float32 are
+           bfloat16 on a TPU, ours are not).
 
 B stacked matrices, M rows, N columns
 """
@@ -10,15 +14,24 @@ import argparse
 import datetime
 import os
 import platform
+import re
+import runpy
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.experimental import topologies
+from jax.sharding import NamedSharding, PartitionSpec
 
 from smoljax import optim
+from smoljax.model import ModelConfig, init, logical_axes
+from smoljax.parallel import MeshConfig, make_mesh, param_shardings
 
+COLLECTIVE = re.compile(r"(all-reduce|all-gather|all-to-all|reduce-scatter|collective-permute)")
 COEFFICIENTS = optim.COEFFICIENTS["keller"][0]
 
 
@@ -53,9 +66,11 @@ LARGE = {
 }
 
 
-def ours() -> optax.GradientTransformation:
+def ours(**options) -> optax.GradientTransformation:
     """smoljax's Muon at the shared settings."""
-    return optim.muon(0.02, coefficients=COEFFICIENTS, scale="keller", bias_correction=True)
+    return optim.muon(
+        0.02, coefficients=COEFFICIENTS, scale="keller", bias_correction=True, **options
+    )
 
 
 def theirs() -> optax.GradientTransformation:
@@ -70,13 +85,27 @@ def main() -> None:
     """Prints one line for each case."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--large", action="store_true", help="also SmolLM2-135M, which takes long")
+    parser.add_argument("--large", action="store_true", help="also SmolLM2-135M: a minute a round")
+    parser.add_argument("--topology", help="compile the 3B model's update for these TPUs instead")
+    parser.add_argument("--write", type=Path, help="file that gets the printed lines too")
     arguments = parser.parse_args()
-    print(
+    lines = compiled_for(arguments.topology) if arguments.topology else timed(arguments)
+    printed = []
+    for line in lines:
+        print(line, flush=True)
+        printed.append(line)
+    if arguments.write:
+        text = "\n".join(["# Muon beside optax.contrib.muon", "", "```", *printed, "```", ""])
+        arguments.write.write_text(text)
+
+
+def timed(arguments: argparse.Namespace) -> Iterator[str]:
+    """The table of times, line by line."""
+    yield (
         f"{datetime.date.today()}  jax {jax.__version__}, optax {optax.__version__}, {jax.devices()[0].device_kind}, "
         f"{os.cpu_count()} cores, {platform.machine()}, load {os.getloadavg()[0]:.1f}; fastest of {arguments.rounds}"
     )
-    print(
+    yield (
         f"{'case':30} {'optax ms':>9} {'ours ms':>9} {'speed':>6} {'optax MiB':>10} {'ours MiB':>9} {'15 products ms':>16}"
     )
     for name, shapes in (CASES | (LARGE if arguments.large else {})).items():
@@ -95,21 +124,125 @@ def main() -> None:
             for leaf in params
         )
         assert difference < 1e-5, f"the two sides disagree by {difference}"
-        print(
+        yield (
             f"{name:30} {optax_side.best * 1e3:9.1f} {our_side.best * 1e3:9.1f} {optax_side.best / our_side.best:5.2f}x"
-            f" {optax_side.temporary_mib:10.0f} {our_side.temporary_mib:9.0f} {products.best * 1e3:16.1f}",
-            flush=True,
+            f" {optax_side.temporary_mib:10.0f} {our_side.temporary_mib:9.0f} {products.best * 1e3:16.1f}"
         )
+
+
+def compiled_for(topology: str) -> Iterator[str]:
+    """Temporary memory per chip, and the collectives that stand between two products, of the update of the 3B model."""
+    devices = topologies.get_topology_desc(topology, platform="tpu").devices
+    config = runpy.run_path("configs/smollm3_3b.py")["get_config"]()
+    mesh = make_mesh(MeshConfig(**config.mesh), devices)
+    model = ModelConfig(**config.model)
+    axes = logical_axes(model)
+    params = jax.eval_shape(lambda: init(model, jax.random.key(0)))
+    placements = param_shardings(mesh, axes, params)
+    assignments = optim.assign(params, logical_axes=axes)
+    yield (
+        f"{datetime.date.today()}  jax {jax.__version__}, optax {optax.__version__}, compiled for {topology}, mesh "
+        f"{dict(mesh.shape)}, {model.num_params:,} parameters"
+    )
+    yield f"{'update':20} {'temporary MiB per chip':>24}   collectives; those between two products"
+
+    def of_leaves(value):
+        return jax.tree_util.tree_map_with_path(
+            lambda path, _: value(
+                assignments[jax.tree_util.keystr(path, simple=True, separator="/")]
+            ),
+            params,
+        )
+
+    labels = of_leaves(lambda leaf: "muon" if leaf.role == "hidden" else "adamw")
+    specs = of_leaves(lambda leaf: leaf.spec)
+    for name, transform in {
+        "optax": optax.contrib.muon(
+            0.02, muon_weight_dimension_numbers=of_leaves(dimension_numbers)
+        ),
+        "ours, bfloat16": partitioned(labels, ours(specs=specs, mesh=mesh, mesh_axis="fsdp")),
+        "ours, float32": partitioned(
+            labels, ours(specs=specs, mesh=mesh, mesh_axis="fsdp", dtype=jnp.float32)
+        ),
+    }.items():
+        state = jax.eval_shape(transform.init, params)
+        whole = NamedSharding(mesh, PartitionSpec())
+        places = optim.place_state(state, params, placements, otherwise=whole)
+        compiled = (
+            jax.jit(
+                step_of(transform),
+                in_shardings=(placements, places, placements),
+                out_shardings=(placements, places),
+                donate_argnums=(0, 1),
+            )
+            .lower(params, state, params)
+            .compile()
+        )
+        memory = compiled.memory_analysis().temp_size_in_bytes / 2**20
+        kinds, between = collectives(compiled.as_text())
+        yield f"{name:20} {memory:24.0f}   {dict(kinds)}; {dict(between) or 'none'}"
+
+
+def dimension_numbers(leaf: optim.Assignment) -> optax.contrib.MuonDimensionNumbers | None:
+    """What optax wants to know of a leaf with stacked layers; None sends it to Adam."""
+    if leaf.role != "hidden":
+        return None
+    return optax.contrib.MuonDimensionNumbers(leaf.spec.inputs, leaf.spec.outputs)
+
+
+def partitioned(labels: object, muon: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Muon for the hidden matrices, AdamW for the rest."""
+    return optax.partition({"muon": muon, "adamw": optax.adamw(0.02)}, labels)
+
+
+def collectives(hlo: str) -> tuple[Counter, Counter]:
+    """How many collectives of each kind an HLO module has, and how many lie on a path from one product to another."""
+    feeds, kinds, products, computation = {}, {}, set(), ""
+    bodies: dict[str, list[str]] = {}
+    for line in hlo.splitlines():
+        head = re.match(r"^(?:ENTRY )?%?([\w.-]+) \(.*\{$", line)
+        found = re.match(r"^\s+(?:ROOT )?%?([\w.-]+) = .*? ([a-z][\w-]*)\((.*)$", line)
+        if head:
+            computation = head.group(1)
+        elif found:
+            name, opcode, rest = found.groups()
+            feeds[name] = re.findall(r"%([\w.-]+)", rest)
+            bodies.setdefault(computation, []).append(name)
+            kind = COLLECTIVE.match(opcode)
+            if kind and not opcode.endswith("-done"):
+                kinds[name] = kind.group(1)
+            if opcode in ("dot", "convolution"):
+                products.add(name)
+    for _ in range(5):  # Computations call computations.
+        holding = {body for body, names in bodies.items() if products & set(names)}
+        products |= {name for name, operands in feeds.items() if holding & set(operands)}
+    after, before = set(products), set()
+    for name, operands in feeds.items():  # An instruction stands behind its operands.
+        if after & set(operands):
+            after.add(name)
+    todo = list(products)
+    while todo:
+        fresh = [name for name in feeds[todo.pop()] if name in feeds and name not in before]
+        before.update(fresh)
+        todo.extend(fresh)
+    return Counter(kinds.values()), Counter(kinds[name] for name in kinds if name in after & before)
+
+
+def step_of(transform: optax.GradientTransformation) -> Callable:
+    """Update and apply."""
+
+    def step(params, state, gradients):
+        updates, state = transform.update(gradients, state, params)
+        return optax.apply_updates(params, updates), state
+
+    return step
 
 
 class Side:
     """One compiled update-and-apply, with its fastest time and temporary memory."""
 
     def __init__(self, transform: optax.GradientTransformation, params: dict[str, jax.Array]):
-        def step(params, state, gradients):
-            updates, state = transform.update(gradients, state, params)
-            return optax.apply_updates(params, updates), state
-
+        step = step_of(transform)
         self.gradients = jax.tree.map(lambda leaf: leaf[..., ::-1] * 3.0, params)
         state = jax.jit(transform.init)(params)
         self.compiled = (

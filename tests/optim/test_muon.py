@@ -312,6 +312,10 @@ def test_composes_with_optax():
     large, _ = jax.jit(injected.update)(matrix, state, matrix)
     np.testing.assert_allclose(large["w"], 2 * small["w"], rtol=1e-6)
 
+    with pytest.raises(SmoljaxError, match="static_args"):
+        optax.inject_hyperparams(muon)(learning_rate=0.1, steps=3).init(matrix)
+    optax.inject_hyperparams(muon, static_args="steps")(learning_rate=0.1, steps=3).init(matrix)
+
 
 @pytest.mark.parametrize(
     ("params", "specs", "words"),

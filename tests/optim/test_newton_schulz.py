@@ -170,6 +170,7 @@ def test_gram_form_is_exact_by_its_restarts(monkeypatch, numpy_newton_schulz):
         (jnp.ones((3, 3)), {"coefficients": "muon"}, "keller"),
         (jnp.ones((3, 3)), {"coefficients": (1.0, 2.0)}, "rows"),
         (jnp.ones((3, 3)), {"steps": 0}, "at least 1"),
+        (jnp.ones((3, 3)), {"steps": 2.0}, "static_args"),
         (jnp.ones((3, 3)), {"form": "fast"}, "standard"),
     ],
 )
