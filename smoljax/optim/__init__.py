@@ -33,7 +33,7 @@ from smoljax.optim.parametrization import (
 )
 from smoljax.optim.partition import RULES, Assignment, MatrixSpec, Rule, Treatment, assign, describe
 from smoljax.optim.placement import place_state
-from smoljax.optim.qk_clip import QKClipSpec, clipped_heads, qk_clip
+from smoljax.optim.qk_clip import HeadKernel, QKClipSpec, clipped_heads, qk_clip
 from smoljax.optim.schedules import (
     TAILS,
     batch_size_ramp,
@@ -56,6 +56,7 @@ __all__ = [
     "AverageState",
     "ForwardMultipliers",
     "GradientReport",
+    "HeadKernel",
     "MatrixSpec",
     "Metrics",
     "Multipliers",

@@ -87,7 +87,8 @@ class OptimizerConfig:
       decay_power: exponent of the tail "power".
       num_cycles: "cyclic_wsd": how many times warmup, stable and decay are run through.
       final_fraction: rate at the end, as a share of the peak.
-      average: "ema" or "tail": keep an average of the weights, which evaluation uses; "" keeps none.
+      average: "ema" or "tail": keep an average of the weights, which evaluation uses; "" keeps none. (It sees the weights
+        before a QK-clip of the same step.)
       average_decay: "ema": share of the average that stays at each step.
       average_start: updates before the average begins; None: "ema" from the first, "tail" from the decay's start.
       metrics: measure every leaf's update (RMS, ratio to the weight; for Muon also orthogonality and momentum).
@@ -159,13 +160,16 @@ class OptimizerConfig:
             _within(field, getattr(self, field), 0, 1)
         for role in self.groups:
             self.of_group(role)
-        if self.name == "schedule_free":
-            # The update moves another point than the one that is evaluated.
-            for field in ("average", "qk_clip_tau"):
-                if getattr(self, field):
-                    raise SmoljaxError(
-                        f"config.optimizer.{field} is {getattr(self, field)!r}, which schedule_free cannot have: unset it"
-                    )
+        # Schedule-free moves another point than the one that is evaluated; on the sphere, what a clip takes from one head
+        # the next step gives back to all.
+        refused = {"schedule_free": ("average", "qk_clip_tau")} | dict.fromkeys(
+            ON_THE_SPHERE, ("qk_clip_tau",)
+        )
+        for field in refused.get(self.name, ()):
+            if getattr(self, field):
+                raise SmoljaxError(
+                    f"config.optimizer.{field} is {getattr(self, field)!r}, which {self.name} cannot have: unset it"
+                )
 
     def of_group(self, role: str) -> "OptimizerConfig":
         """These settings with what `groups` says of a role.

@@ -396,6 +396,7 @@ def test_schedules_of_the_config():
         ({"groups": {"norm": {"learning_rate": -1.0}}}, "learning_rate is -1.0"),
         ({"average": "swa"}, "average is 'swa'"),
         ({"name": "schedule_free", "average": "ema"}, "schedule_free cannot have"),
+        ({"name": "muonh", "qk_clip_tau": 100.0}, "muonh cannot have"),
         ({"qk_clip_tau": 0.0}, "qk_clip_tau is 0.0"),
     ],
 )
