@@ -26,7 +26,11 @@ Flags:
 
 
 def run(
-    main: Callable[..., int | None], *, usage: str, options: Mapping[str, str] | None = None
+    main: Callable[..., int | None],
+    *,
+    usage: str,
+    options: Mapping[str, str] | None = None,
+    default_workdir: str | None = None,
 ) -> None:
     """Parses the command line, calls `main(config, workdir, **options)` and exits.
 
@@ -37,6 +41,7 @@ def run(
         verb's own options as strings ("" when not given).
       usage: what `--help` says.
       options: the verb's own flags, name to help text.
+      default_workdir: --workdir where it is not given; None makes it required.
     """
     _use_huge_pages()
     options = options or {}
@@ -47,7 +52,7 @@ def run(
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     threading.excepthook = _say_in_one_line
     try:
-        config, workdir, values = _parse(sys.argv, options)
+        config, workdir, values = _parse(sys.argv, options, default_workdir)
         code = main(config, workdir, **values)
     except SmoljaxError as error:
         _fail(str(error))
@@ -110,13 +115,15 @@ def _open_config(path: str) -> Mapping:
     return get_config(variant) if variant else get_config()
 
 
-def _parse(arguments: list[str], options: Mapping[str, str]) -> tuple[dict, Path, dict[str, str]]:
+def _parse(
+    arguments: list[str], options: Mapping[str, str], default_workdir: str | None
+) -> tuple[dict, Path, dict[str, str]]:
     flags = require("absl.flags", extra="train")
     config_flags = require("ml_collections.config_flags", extra="train")
     arguments, path = _take_flag(arguments, "config")
     config = _with_named_fields(_open_config(path), arguments)
     config_flags.DEFINE_config_dict("config", config, sys_argv=arguments)
-    workdir = flags.DEFINE_string("workdir", None, "")
+    workdir = flags.DEFINE_string("workdir", default_workdir, "")
     values = {name: flags.DEFINE_string(name, "", text) for name, text in options.items()}
     try:
         rest = flags.FLAGS(arguments)

@@ -1,0 +1,72 @@
+"""Plans a run without an accelerator: `python -m smoljax.plan --config=configs/smollm3_3b.py --topology=v5p-128 --tokens=11.1e12`.
+
+Compiles the real train step for the topology on this computer and prints memory, time, exchange and cost, and what would help.
+Topologies by their cloud names: v5e-256, v5p-128 (64 chips), v6e-256, v5e-256x2 (two slices); GPUs by closed form: h100x8.
+Needs the extra "plan" (libtpu) for TPUs. Exit code 1 when the run does not fit.
+"""
+
+import os
+from pathlib import Path
+
+from smoljax import command_line
+from smoljax.errors import SmoljaxError
+
+OPTIONS = {
+    "topology": "machine to plan for, such as v5p-128",
+    "tokens": "token budget, such as 11.1e12: adds days and chip-hours",
+    "price": "price of one chip for one hour: adds the cost",
+    "json": "also write the plan to this file",
+    "search": "number of settings to try (mesh shapes, remat policies, micro-batches, loss chunks); alone it is 12",
+    "search_minutes": "longest time for the search, by default 20",
+}
+
+
+def main(config: dict, workdir: Path, **options: str) -> int:
+    """Prints the plan; 1 when it does not fit."""
+    del workdir  # Nothing is read from it.
+    from smoljax.planning.topologies import topology
+
+    machine = topology(options["topology"])
+    numbers = {name: _number(name, options[name]) for name in ("tokens", "price")}
+    search_number = _number("search", options["search"])
+    minutes = _number("search_minutes", options["search_minutes"]) or 20.0
+
+    from smoljax.planning.environment import environment
+
+    os.environ.update(environment(machine))
+    from smoljax import files
+    from smoljax.planning.plan import make_plan
+    from smoljax.planning.table import as_json, table
+
+    plan = make_plan(config, machine, **numbers)
+    print(table(plan))
+    result = as_json(plan)
+    fits = plan.fits
+    if search_number:
+        from smoljax.planning.search import ranking, search
+
+        tried = search(config, machine, limit=int(search_number), minutes=minutes, **numbers)
+        print("\n" + ranking(tried))
+        result["search"] = [as_json(one) for one in tried]
+    if options["json"]:
+        files.atomic_write_json(Path(options["json"]), result)
+    return 0 if fits else 1
+
+
+def _number(name: str, text: str) -> float | None:
+    if not text:
+        return None
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise SmoljaxError(f"--{name}={text} is not a positive number: write it like 11.1e12")
+    return value
+
+
+if __name__ == "__main__":
+    import sys
+
+    sys.argv = [argument if argument != "--search" else "--search=12" for argument in sys.argv]
+    command_line.run(main, usage=__doc__, options=OPTIONS, default_workdir=".")

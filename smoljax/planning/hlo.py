@@ -1,0 +1,280 @@
+"""What an optimised TPU program says of its own cost: estimated cycles, kernel runs and collectives, each times the loops around it.
+
+The compiler's own totals count a loop's body once, whatever its trips, and leave kernels and links out. Here the text of
+the program is read: cycles that it notes on instructions are summed by computation and multiplied through the loops.
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Iterator
+
+import numpy as np
+
+from smoljax.errors import SmoljaxError
+
+_HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\) -> .*\{\s*$")
+_INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*)$")
+_OPCODE = re.compile(r"(?:^|\s)([a-z][a-z0-9\-]*)\(")
+_SHAPE = re.compile(r"\b(pred|[subf]\d+|bf16|f8\w+|c64)\[([\d,]*)\]")
+_CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
+_CALLED = re.compile(
+    r"\b(calls|body|condition|to_apply|true_computation|false_computation)=%?([\w.\-]+)"
+)
+_BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
+_IOTA = re.compile(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
+_NAMED = re.compile(r"replica_groups=mesh\[([^\]]*)\]\s*\{([^}]*)\}")
+_LISTED = re.compile(r"replica_groups=\{\{([\d,]+)\}")
+_PAIRS = re.compile(r"source_target_pairs=\{\{(\d+),(\d+)\}")
+COLLECTIVES = (
+    "all-gather",
+    "all-reduce",
+    "reduce-scatter",
+    "all-to-all",
+    "collective-permute",
+    "ragged-all-to-all",
+)
+# Computations of these run inside their instruction, whose note of cycles covers them.
+_COVERED = ("fusion", "reduce", "sort", "scatter", "select-and-scatter", "map", "reduce-window")
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+    """One collective of a program.
+
+    Attributes:
+      kind: one of COLLECTIVES.
+      bytes_sent: bytes that a chip sends in one run, by the ring algorithm.
+      group: partition numbers of one group.
+      trips: runs in a step.
+      asynchronous: whether other work may go on meanwhile.
+      loop: the computation that holds it.
+    """
+
+    kind: str
+    bytes_sent: float
+    group: tuple[int, ...]
+    trips: int
+    asynchronous: bool
+    loop: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Kernel:
+    """One Pallas call of a program: where it comes from, runs in a step, and whether it belongs to the backward pass."""
+
+    name: str
+    trips: int
+    backward: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """What the text of a program says.
+
+    Attributes:
+      cycles: by computation, cycles that it notes itself, times its trips.
+      matmul_cycles: the part of all cycles in instructions that hold a matrix product.
+      kernels: Pallas calls.
+      collectives: what is exchanged.
+      num_noted: instructions with a note of cycles.
+    """
+
+    cycles: dict[str, float]
+    matmul_cycles: float
+    kernels: tuple[Kernel, ...]
+    collectives: tuple[Collective, ...]
+    num_noted: int
+
+    @property
+    def total_cycles(self) -> float:
+        """All cycles of a step."""
+        return sum(self.cycles.values())
+
+    @property
+    def kernel_runs(self) -> int:
+        """Runs of Pallas calls in a step."""
+        return sum(kernel.trips for kernel in self.kernels)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Instruction:
+    name: str
+    opcode: str
+    shape: str
+    text: str
+
+
+def read(text: str) -> Program:
+    """Reads the text of a compiled program (`compiled.as_text()`).
+
+    Raises:
+      SmoljaxError: there is no entry computation in it.
+    """
+    computations, entry = _computations(text)
+    trips: dict[str, int] = {}
+    for name, times in _walk(computations, entry, 1):
+        trips[name] = trips.get(name, 0) + times
+    cycles, matmul, noted = {}, 0.0, 0
+    kernels, collectives = [], []
+    for name, times in trips.items():
+        own = 0.0
+        seen: set[str] = set()
+        for instruction in computations[name]:
+            if note := _CYCLES.search(instruction.text):
+                own += int(note[1])
+                noted += 1
+                if _holds_product(instruction, computations):
+                    matmul += int(note[1]) * times
+            if 'custom_call_target="tpu_custom_call"' in instruction.text:
+                kernels.append(_kernel(instruction, times))
+            collectives += _collectives(instruction, computations, name, times, seen)
+        if own:
+            cycles[name] = own * times
+    return Program(cycles, matmul, tuple(kernels), tuple(collectives), noted)
+
+
+def _computations(text: str) -> tuple[dict[str, list[_Instruction]], str]:
+    """Instructions by computation, and the name of the entry. A computation ends on a bare brace: metadata of a kernel
+    spans lines, and some of those begin with braces."""
+    computations: dict[str, list[_Instruction]] = {}
+    entry, current = None, None
+    for line in text.splitlines():
+        if current is None:
+            if header := _HEADER.match(line):
+                current = computations.setdefault(header[2], [])
+                entry = header[2] if header[1] else entry
+        elif line.rstrip() == "}":
+            current = None
+        elif found := _INSTRUCTION.match(line):
+            opcode = _OPCODE.search(found[2])
+            shape = found[2][: opcode.start()] if opcode else found[2]
+            current.append(_Instruction(found[1], opcode[1] if opcode else "", shape, found[2]))
+        elif current:  # The rest of a kernel's metadata.
+            last = current[-1]
+            current[-1] = dataclasses.replace(last, text=f"{last.text}\n{line}")
+    if entry is None:
+        raise SmoljaxError("the program's text has no ENTRY computation: it is not optimised HLO")
+    return computations, entry
+
+
+def _walk(computations: dict, name: str, times: int) -> Iterator[tuple[str, int]]:
+    """Every computation that runs on its own, with the number of its runs."""
+    yield name, times
+    for instruction in computations[name]:
+        if instruction.opcode in _COVERED:
+            continue
+        called = dict(_CALLED.findall(instruction.text))
+        if instruction.opcode == "while":
+            inside = times * trip_count(computations[called["condition"]], computations)
+            yield from _walk(computations, called["body"], inside)
+            continue
+        branches = _BRANCHES.search(instruction.text)
+        names = re.findall(r"[\w.\-]+", branches[1]) if branches else []
+        names += [
+            value
+            for key, value in called.items()
+            if key != "to_apply" or instruction.opcode == "call"
+        ]
+        for each in names:  # Branches are counted as if each ran: an upper bound.
+            if each in computations:
+                yield from _walk(computations, each, times)
+
+
+def trip_count(condition: list, computations: dict) -> int:
+    """The constant that a loop's condition compares its counter with (loops count up from 0); 1 where there is none."""
+    constants = []
+    for instruction in condition:
+        found = re.match(r"[su]\d+\[\]\S* constant\((\d+)\)", instruction.text)
+        if found:
+            constants.append(int(found[1]))
+        for _, name in _CALLED.findall(instruction.text):
+            if name in computations:
+                constants.append(trip_count(computations[name], computations))
+    return max(constants, default=1)
+
+
+def _holds_product(instruction: _Instruction, computations: dict) -> bool:
+    if instruction.opcode in ("convolution", "dot"):
+        return True
+    called = dict(_CALLED.findall(instruction.text)).get("calls")
+    return any(_holds_product(inner, computations) for inner in computations.get(called, ()))
+
+
+def _kernel(instruction: _Instruction, trips: int) -> Kernel:
+    found = re.search(r'op_name="([^"]*)"', instruction.text)
+    path = found[1] if found else instruction.name
+    backward = (
+        "transpose(" in path and "rematted_computation" not in path.rsplit("transpose(", 1)[1]
+    )
+    return Kernel(path.rstrip("/").rsplit("/", 1)[-1], trips, backward)
+
+
+def _collectives(
+    instruction: _Instruction, computations: dict, loop: str, trips: int, seen: set[str]
+) -> Iterator[Collective]:
+    """Collectives of an instruction: itself one, or a fusion around one. A fused one is repeated at full size in each of its
+    steps, so each channel counts once for a computation."""
+    base = instruction.opcode.removesuffix("-start")
+    if base in COLLECTIVES:
+        yield from _once(instruction, base, instruction.opcode != base, loop, trips, seen)
+    elif instruction.opcode in ("fusion", "async-start"):
+        called = dict(_CALLED.findall(instruction.text)).get("calls")
+        for inner in computations.get(called, ()):
+            inner_base = inner.opcode.removesuffix("-start")
+            if inner_base in COLLECTIVES:
+                yield from _once(inner, inner_base, True, loop, trips, seen)
+
+
+def _once(instruction, kind, asynchronous, loop, trips, seen) -> Iterator[Collective]:
+    channel = re.search(r"channel_id=(\d+)", instruction.text)
+    key = channel[1] if channel else instruction.name
+    if key in seen:
+        return
+    seen.add(key)
+    group = group_of(instruction.text)
+    yield Collective(
+        kind, _bytes_sent(instruction, kind, len(group)), group, trips, asynchronous, loop
+    )
+
+
+def group_of(text: str) -> tuple[int, ...]:
+    """Partition numbers of the first replica group of a collective (a pair of a permutation that moves something)."""
+    if found := _IOTA.search(text):
+        shape = [int(n) for n in found[3].split(",")]
+        order = np.arange(math.prod(shape)).reshape(shape)
+        if found[4]:
+            order = order.transpose([int(n) for n in found[4].split(",")])
+        return tuple(order.reshape(int(found[1]), int(found[2]))[0].tolist())
+    if found := _NAMED.search(text):
+        sides = {name: int(side) for name, side in re.findall(r"'(\w+)'=(\d+)", found[1])}
+        inside = re.findall(r"'(\w+)'", found[2])
+        order = np.arange(math.prod(sides.values())).reshape(list(sides.values()))
+        first = tuple(slice(None) if name in inside else 0 for name in sides)
+        return tuple(order[first].reshape(-1).tolist())
+    if found := _LISTED.search(text):
+        return tuple(int(n) for n in found[1].split(","))
+    if found := _PAIRS.search(text):
+        return int(found[1]), int(found[2])
+    return (0,)
+
+
+def _bytes_sent(instruction: _Instruction, kind: str, size: int) -> float:
+    """Bytes that one chip sends. An asynchronous start has its operand beside its result in the shape: the larger is taken."""
+    sizes = [shape_bytes(*found) for found in _SHAPE.findall(instruction.shape)]
+    if not sizes or size < 2:
+        return 0.0
+    whole = max(sizes) if instruction.opcode.endswith("-start") else sum(sizes)
+    share = (size - 1) / size
+    if kind == "all-reduce":
+        return 2 * whole * share
+    if kind == "reduce-scatter":  # The shape is that of one part.
+        return (whole if instruction.opcode.endswith("-start") else whole * size) * share
+    return whole if kind == "collective-permute" else whole * share
+
+
+def shape_bytes(dtype: str, dimensions: str) -> int:
+    """Bytes of an array shape of HLO ("bf16", "8,128")."""
+    count = math.prod(int(n) for n in dimensions.split(",") if n)
+    bits = 8 if dtype == "pred" or dtype.startswith("f8") else int(re.sub(r"\D", "", dtype))
+    return max(1, count * bits // 8)

@@ -1,0 +1,180 @@
+"""The whole plan of one config on one machine: compile, read, price, and what would help."""
+
+import dataclasses
+
+from smoljax.planning.changes import Change, cheapest
+from smoljax.planning.compiling import Compiled, compile_step, mesh_text, planned_run
+from smoljax.planning.estimate import (
+    Estimate,
+    Exchange,
+    Times,
+    bandwidth,
+    estimate,
+    price_collectives,
+    roofline,
+    times_of_program,
+)
+from smoljax.planning.hlo import Program, read
+from smoljax.planning.topologies import Topology
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """One config on one machine.
+
+    Attributes:
+      name: of the config.
+      topology: the machine.
+      mesh: its axes in words.
+      num_params: of the model.
+      batch_size: sequences of a step.
+      seq_len: tokens of a sequence.
+      remat: the model's remat policy.
+      micro_batches: pieces of a batch.
+      loss_chunk: tokens of a chunk of the loss.
+      batch_parts: chips over which the batch is split.
+      attention: the attention that was compiled.
+      compiled: what the compiler says.
+      program: what its program says; None when it does not fit, or for GPUs.
+      exchanges: collectives, priced.
+      estimate: seconds and cost; None when it does not fit.
+      changes: what would help, cheapest first.
+    """
+
+    name: str
+    topology: Topology
+    mesh: str
+    num_params: int
+    batch_size: int
+    seq_len: int
+    remat: str
+    micro_batches: int
+    loss_chunk: int
+    batch_parts: int
+    attention: str
+    compiled: Compiled
+    program: Program | None
+    exchanges: tuple[Exchange, ...]
+    estimate: Estimate | None
+    changes: tuple[Change, ...]
+
+    @property
+    def needs(self) -> float:
+        """Bytes of a chip's memory that the step takes at its peak."""
+        overflow = self.compiled.overflow
+        return overflow.used if overflow else self.compiled.peak
+
+    @property
+    def fits(self) -> bool:
+        """Whether it runs on this machine."""
+        return self.compiled.overflow is None and self.needs <= self.topology.chip.hbm_bytes
+
+
+def make_plan(
+    config: dict, topology: Topology, *, tokens: float | None = None, price: float | None = None
+) -> Plan:
+    """Plans a run.
+
+    Args:
+      config: a whole config, as plain nested dicts.
+      topology: the machine.
+      tokens: the budget of days and cost, or None.
+      price: of one chip for one hour, or None.
+
+    Raises:
+      SmoljaxError: a size does not divide, libtpu is missing, or the compiler refuses.
+    """
+    run = planned_run(config, topology)
+    model, training, mesh = run.model, run.training, run.mesh
+    compiled = compile_step(run, topology)
+    program, exchanges, costs = None, (), None
+    if compiled.overflow is None:
+        times: Times
+        if topology.chip.platform == "tpu":
+            program = read(compiled.hlo)
+            exchanges = _exchanges(program, mesh, topology)
+            passes = model.num_layers * training.micro_batches
+            per_token = model.flops_per_token(run.data.seq_len, attention="causal")
+            per_token -= model.flops_per_token(run.data.seq_len, attention="none")
+            all_tokens = run.data.batch_size * run.data.seq_len
+            times = times_of_program(
+                program,
+                exchanges,
+                topology.chip,
+                attention_flops=per_token / 3 * all_tokens / topology.num_chips / passes,
+                num_layer_passes=passes,
+            )
+        else:
+            times = roofline(
+                model,
+                topology,
+                seq_len=run.data.seq_len,
+                tokens=run.data.batch_size * run.data.seq_len,
+                params_split=mesh.shape["fsdp"],
+            )
+        costs = estimate(
+            times,
+            model,
+            topology,
+            seq_len=run.data.seq_len,
+            batch_size=run.data.batch_size,
+            tokens=tokens,
+            price=price,
+        )
+    plan = Plan(
+        name=config.get("name", "config"),
+        topology=topology,
+        mesh=mesh_text(mesh),
+        num_params=model.num_params,
+        batch_size=run.data.batch_size,
+        seq_len=run.data.seq_len,
+        remat=model.remat,
+        micro_batches=training.micro_batches,
+        loss_chunk=training.loss_chunk,
+        batch_parts=mesh.shape["data"] * mesh.shape["fsdp"],
+        attention=model.attention,
+        compiled=compiled,
+        program=program,
+        exchanges=exchanges,
+        estimate=costs,
+        changes=(),
+    )
+    found = cheapest(
+        model,
+        times=costs.times if costs else None,
+        exchanges=exchanges,
+        kernel_runs=program.kernel_runs if program else None,
+        free_bytes=topology.chip.hbm_bytes - plan.needs,
+        rows_per_chip=plan.batch_size / plan.batch_parts,
+        seq_len=run.data.seq_len,
+        batch_size=run.data.batch_size,
+        micro_batches=training.micro_batches,
+        loss_chunk=training.loss_chunk,
+        batch_parts=plan.batch_parts,
+    )
+    return dataclasses.replace(plan, changes=found)
+
+
+def _exchanges(program: Program, mesh, topology: Topology) -> tuple[Exchange, ...]:
+    devices = list(mesh.devices.flat)
+    sides = list(mesh.shape.items())
+
+    def place(partition: int) -> dict[str, int]:
+        indices, rest = {}, partition
+        for axis, side in reversed(sides):
+            rest, indices[axis] = divmod(rest, side)
+        return indices
+
+    def axes_of(group: tuple[int, ...]) -> str:
+        places = [place(partition) for partition in group]
+        differ = [axis for axis, _ in sides if len({p[axis] for p in places}) > 1]
+        return "+".join(differ) or "none"
+
+    def bandwidth_of(group: tuple[int, ...]) -> float:
+        members = [devices[partition] for partition in group]
+        coordinates = [tuple(device.coords)[: len(topology.shape)] for device in members]
+        return bandwidth(coordinates, [device.slice_index for device in members], topology)
+
+    return price_collectives(
+        program, chip=topology.chip, axes_of=axes_of, bandwidth_of=bandwidth_of
+    )
