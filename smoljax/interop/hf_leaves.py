@@ -115,6 +115,8 @@ def unflatten(flat: dict[tuple[str, ...], object]) -> dict:
 def exported(config: ModelConfig, params: dict, path: object) -> dict[tuple[str, ...], object]:
     """The leaves that go out to `path`, checked; a subtree "mtp" stays behind, and a warning says so.
 
+    Other programs know no multipliers (muP, CompleteP): they are multiplied into the weights, where they give the same model.
+
     Raises:
       SmoljaxError: see check_leaves.
     """
@@ -124,7 +126,22 @@ def exported(config: ModelConfig, params: dict, path: object) -> dict[tuple[str,
         )
     flat = flatten({key: value for key, value in params.items() if key != _TRAINING_ONLY})
     check_leaves(config, flat)
+    for name, factor in _factors(config).items():
+        if factor != 1:
+            flat[name] = flat[name] * np.asarray(factor, flat[name].dtype)
     return flat
+
+
+def _factors(config: ModelConfig) -> dict[tuple[str, ...], float]:
+    """What the forward pass multiplies by, at the leaf where it is linear: the last of a residual branch, the last gain, the queries."""
+    forward = config.forward_multipliers
+    queries = "query_norm" if config.qk_norm else "query"
+    return {
+        ("layers", "attention", "output"): forward.residual,
+        ("layers", "mlp", "down"): forward.residual,
+        ("layers", "attention", queries): forward.attention,
+        ("final_norm",): forward.readout,
+    }
 
 
 def check_leaves(config: ModelConfig, flat: dict[tuple[str, ...], object]) -> None:

@@ -111,6 +111,22 @@ def test_round_trip_is_bitwise(fields, tmp_path):
         assert one[name].tobytes() == two[name].tobytes()
 
 
+@pytest.mark.parametrize("fields", [{}, {"tie_embeddings": False}, QWEN3], ids=str)
+def test_multipliers_of_a_completep_model_are_folded_into_its_weights(fields, tmp_path):
+    sizes = dict(base_hidden_size=4, base_num_layers=1, base_head_dim=2)
+    config = variant(parametrization="completep", **sizes, **fields)
+    factors = config.forward_multipliers
+    assert (factors.residual, factors.readout, factors.attention) == (1 / 3, 1 / 4, 1 / 2)
+    params = params_of(config)
+    huggingface.save(tmp_path / "model", config, params)
+    plain, folded = huggingface.load(tmp_path / "model")
+    assert plain.forward_multipliers == variant().forward_multipliers
+    tokens = np.arange(24).reshape(2, 12) % 64
+    want = forward(config, params, tokens)
+    np.testing.assert_allclose(forward(plain, folded, tokens), want, atol=1e-5)
+    assert np.abs(forward(plain, params, tokens) - want).max() > 0.1  # Folding is no idle act.
+
+
 def test_bfloat16_round_trip_is_bitwise(tmp_path):
     params = jax.tree.map(lambda x: jnp.asarray(x, jnp.bfloat16), params_of(MODEL))
     huggingface.save(tmp_path / "model", MODEL, params, dtype="bfloat16")
