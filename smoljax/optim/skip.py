@@ -83,8 +83,10 @@ def skip_spikes(
       window. There, one NaN makes every comparison false until it has left the window.
     - The deviation counts as at least 1e-6 of the mean (levanter: 1e-6), so that rounding is no spike in a constant series.
 
-    The inner update runs under lax.cond: on a CPU, with Adam and donated buffers, a kept step takes as long as without
-    skipping, plus the norm, and a skipped step skips its work; a select would read and write the whole state again.
+    The inner update always runs, and a select takes it or not. A lax.cond would save it in the rare skipped step, and cost more
+    in every other: it keeps the optimizer from running in place (on 2 CPU cores, AdamW of 8.4M float32 parameters with donated
+    buffers: 125 ms and 56 MiB of temporary memory under a select, 150 ms and 96 MiB under a cond, 63 ms and 32 MiB
+    for AdamW and the norm alone; Muon of 6.3M: 59 MiB against 74 MiB).
 
     Args:
       inner: the transformation whose updates are skipped, usually the whole optimizer.
@@ -142,14 +144,11 @@ def skip_spikes(
             losses = _with(state.losses, loss, where=finite)
         skip = spike | ~finite
 
-        def proceed() -> tuple[optax.Updates, object]:
-            return inner.update(updates, state.inner, params, **extra_args)
-
-        def hold() -> tuple[optax.Updates, object]:
-            like, _ = jax.eval_shape(proceed)
-            return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), like), state.inner
-
-        updates, inner_state = jax.lax.cond(skip, hold, proceed)
+        updates, inner_state = inner.update(updates, state.inner, params, **extra_args)
+        updates = jax.tree.map(lambda leaf: jnp.where(skip, jnp.zeros_like(leaf), leaf), updates)
+        inner_state = jax.tree.map(
+            lambda held, moved: jnp.where(skip, held, moved), state.inner, inner_state
+        )
         skipped = skip.astype(jnp.float32)
         return updates, SkipState(
             inner=inner_state,
