@@ -23,6 +23,13 @@ from smoljax.training import Run, make_train_step
 
 _BATCH_DTYPES = {"tokens": "int32", "targets": "int32", "segment_ids": "int32", "loss_mask": "bool"}
 
+_SIZE = r"([\d.]+)([KMGT]?)"
+# The two ways in which the compiler says so: before it places anything, and after.
+_TOO_MUCH = (
+    rf"Used {_SIZE} of {_SIZE} (\w+)",
+    rf"HLO temporaries \({_SIZE}\) exceeds available HBM \({_SIZE}\)",
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class Overflow:
@@ -151,14 +158,15 @@ def overflow(message: str) -> Overflow:
     Raises:
       SmoljaxError: the message is of another kind.
     """
-    found = re.search(r"Used ([\d.]+)([KMG]?) of ([\d.]+)([KMG]?) (\w+)", message)
-    if not found:
+    for pattern in _TOO_MUCH:
+        if found := re.search(pattern, message):
+            break
+    else:
         first = " ".join(message.split())[:400]
         raise SmoljaxError(f"the compiler refuses this program: {first}")
-    unit = {"": 1, "K": 2**10, "M": 2**20, "G": GIB}
-    return Overflow(
-        float(found[1]) * unit[found[2]], float(found[3]) * unit[found[4]], found[5].lower()
-    )
+    unit = {"": 1, "K": 2**10, "M": 2**20, "G": GIB, "T": 2**40}
+    memory = found[5].lower() if found.re.groups == 5 else "hbm"
+    return Overflow(float(found[1]) * unit[found[2]], float(found[3]) * unit[found[4]], memory)
 
 
 def _train_step(run: Run):

@@ -207,7 +207,7 @@ def _kernel(instruction: _Instruction, trips: int) -> Kernel:
     backward = (
         "transpose(" in path and "rematted_computation" not in path.rsplit("transpose(", 1)[1]
     )
-    return Kernel(path.rstrip("/").rsplit("/", 1)[-1], trips, backward)
+    return Kernel(re.sub(r"(\.\d+)+$", "", instruction.name), trips, backward)
 
 
 def _collectives(

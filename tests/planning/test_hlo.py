@@ -1,0 +1,110 @@
+"""Reading programs: a trimmed real one, and small ones whose figures are counted by hand."""
+
+from pathlib import Path
+
+import pytest
+
+from smoljax.errors import SmoljaxError
+from smoljax.planning import hlo
+
+LOOP = """HloModule jit_step
+
+%cond (p: (s32[], f32[8,128])) -> pred[] {
+  %p = (s32[], f32[8,128]) parameter(0)
+  %i = s32[]{:T(128)} get-tuple-element(%p), index=0
+  %n = s32[]{:T(128)} constant(36)
+  ROOT %lt = pred[] compare(%i, %n), direction=LT
+}
+
+%product (a: f32[8,128]) -> f32[8,128] {
+  ROOT %dot = f32[8,128] convolution(%a, %a), dim_labels=bf_io->bf
+}
+
+%body (p.1: (s32[], f32[8,128])) -> (s32[], f32[8,128]) {
+  %x = f32[8,128] get-tuple-element(%p.1), index=1
+  %fused = f32[8,128]{1,0:T(8,128)} fusion(%x), kind=kOutput, calls=%product, backend_config={"estimated_cycles":"1000"}
+  %add.1 = f32[8,128] add(%fused, %x), backend_config={"estimated_cycles":"50"}
+  %gather = bf16[1024,128]{1,0:T(8,128)(2,1)} all-gather(%add.1), channel_id=1, replica_groups=mesh['a'=2,'b'=4] {'b'}, dimensions={0}
+  %kernel.7 = f32[8,128] custom-call(%add.1), custom_call_target="tpu_custom_call", backend_config={"custom_call_config":{"body":"
+}}, metadata={op_name="jit(step)/transpose(jvp(layer))/pallas_call"}
+}
+
+ENTRY %main (a.1: f32[8,128]) -> f32[8,128] {
+  %a.1 = f32[8,128] parameter(0)
+  %loop = (s32[], f32[8,128]) while(%a.1), condition=%cond, body=%body
+  ROOT %end = f32[8,128] copy(%loop), backend_config={"estimated_cycles":"7"}
+}
+"""
+
+
+def test_cycles_are_multiplied_by_the_trips_of_the_loop():
+    program = hlo.read(LOOP)
+    assert program.total_cycles == 36 * (1000 + 50) + 7
+    assert program.matmul_cycles == 36 * 1000
+    assert program.num_noted == 3
+
+
+def test_kernels_and_collectives_are_too():
+    program = hlo.read(LOOP)
+    assert program.kernels == (hlo.Kernel("kernel", 36, True),)
+    (gather,) = program.collectives
+    assert (gather.kind, gather.trips, gather.group) == ("all-gather", 36, (0, 1, 2, 3))
+    assert (
+        gather.bytes_sent == 1024 * 128 * 2 * 3 / 4
+    )  # A ring of four: each chip sends three parts of four.
+    assert not gather.asynchronous
+
+
+def test_a_loop_counted_in_unsigned_numbers():
+    text = LOOP.replace("s32[]{:T(128)} constant(36)", "u32[]{:T(128)} constant(5)")
+    assert hlo.read(text).total_cycles == 5 * 1050 + 7
+
+
+def test_a_real_program():
+    """SmolLM3-3B on 256 v5e chips, trimmed: 36 layers with jax's splash attention, computed again in the backward pass, and a loss
+    in 512 chunks."""
+    program = hlo.read((Path(__file__).parent / "programs" / "v5e_step.txt").read_text())
+    assert program.kernel_runs == 3 * 36
+    assert sum(kernel.trips for kernel in program.kernels if kernel.backward) == 36
+    gathers = [c for c in program.collectives if c.kind == "all-gather"]
+    assert {c.trips for c in gathers} == {36, 512}
+    head = max(gathers, key=lambda c: c.bytes_sent)
+    assert head.bytes_sent == 2048 * 128_256 * 2 * 255 / 256
+    # Steps of an asynchronous gather name its whole shape again and again: it counts once for each channel.
+    mlp = [c for c in gathers if c.trips == 36]
+    assert len(mlp) <= 6
+    assert all(c.asynchronous and len(c.group) == 256 for c in mlp)
+
+
+@pytest.mark.parametrize(
+    ("text", "group"),
+    [
+        ("replica_groups={{0,2},{1,3}}, x", (0, 2)),
+        ("replica_groups=[4,2]<=[8], x", (0, 1)),
+        ("replica_groups=[2,4]<=[4,2]T(1,0), x", (0, 2, 4, 6)),
+        ("replica_groups=mesh['a'=4,'b'=2] {'a'}, x", (0, 2, 4, 6)),
+        ("replica_groups=mesh['a'=4,'b'=2] {'a','b'}, x", tuple(range(8))),
+        ("source_target_pairs={{3,0},{0,1}}", (3, 0)),
+    ],
+)
+def test_groups(text, group):
+    assert hlo.group_of(text) == group
+
+
+@pytest.mark.parametrize(
+    ("dtype", "dimensions", "size"),
+    [
+        ("bf16", "8,128", 2048),
+        ("f32", "", 4),
+        ("pred", "16", 16),
+        ("f8e4m3fn", "4,4", 16),
+        ("s4", "8", 4),
+    ],
+)
+def test_bytes_of_shapes(dtype, dimensions, size):
+    assert hlo.shape_bytes(dtype, dimensions) == size
+
+
+def test_text_that_is_no_program():
+    with pytest.raises(SmoljaxError, match="ENTRY"):
+        hlo.read("nothing")
