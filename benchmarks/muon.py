@@ -87,7 +87,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--large", action="store_true", help="also SmolLM2-135M: a minute a round")
     parser.add_argument("--topology", help="compile the 3B model's update for these TPUs instead")
-    parser.add_argument("--write", type=Path, help="file that gets the printed lines too")
+    parser.add_argument("--write", type=Path, help="file that the printed lines are added to")
     arguments = parser.parse_args()
     lines = compiled_for(arguments.topology) if arguments.topology else timed(arguments)
     printed = []
@@ -95,8 +95,10 @@ def main() -> None:
         print(line, flush=True)
         printed.append(line)
     if arguments.write:
-        text = "\n".join(["# Muon beside optax.contrib.muon", "", "```", *printed, "```", ""])
-        arguments.write.write_text(text)
+        before = "# Muon beside optax.contrib.muon\n"
+        if arguments.write.exists():
+            before = arguments.write.read_text()
+        arguments.write.write_text("\n".join([before, "```", *printed, "```", ""]))
 
 
 def timed(arguments: argparse.Namespace) -> Iterator[str]:
@@ -249,8 +251,8 @@ class Side:
             jax.jit(step, donate_argnums=(0, 1)).lower(params, state, self.gradients).compile()
         )
         self.temporary_mib = self.compiled.memory_analysis().temp_size_in_bytes / 2**20
-        self.first = jax.jit(step)(params, state, self.gradients)[0]
-        self.carry = (jax.tree.map(jnp.copy, params), state)
+        self.first, _ = self.compiled(jax.tree.map(jnp.copy, params), state, self.gradients)
+        self.carry = (jax.tree.map(jnp.copy, params), jax.jit(transform.init)(params))
         self.best = float("inf")
 
     def round(self) -> None:

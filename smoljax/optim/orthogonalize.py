@@ -66,15 +66,14 @@ def orthogonalizer(
     def orthogonalize(
         tree: optax.Updates, specs: dict[str, MatrixSpec]
     ) -> dict[str, list[Orthogonal]]:
-        results = {
-            path: list(to_matrices(leaf, specs[path])) for path, leaf in by_path(tree).items()
-        }
+        matrices = {path: to_matrices(leaf, specs[path]) for path, leaf in by_path(tree).items()}
         groups: dict[tuple[int, int], list[tuple[str, int]]] = {}
-        for path, pieces in results.items():
+        for path, pieces in matrices.items():
             for index, piece in enumerate(pieces):
                 groups.setdefault(tuple(sorted(piece.shape[1:])), []).append((path, index))
+        results = {path: [None] * len(pieces) for path, pieces in matrices.items()}
         for (rows, _), members in groups.items():
-            pieces = [results[path][index] for path, index in members]
+            pieces = [matrices[path][index] for path, index in members]
             stacks = [piece if piece.shape[1] == rows else piece.mT for piece in pieces]
             done = iterate(stacks[0] if len(stacks) == 1 else jnp.concatenate(stacks))
             start = 0
