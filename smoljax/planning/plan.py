@@ -173,7 +173,9 @@ def _exchanges(program: Program, mesh, topology: Topology) -> tuple[Exchange, ..
     def bandwidth_of(group: tuple[int, ...]) -> float:
         members = [devices[partition] for partition in group]
         coordinates = [tuple(device.coords)[: len(topology.shape)] for device in members]
-        return bandwidth(coordinates, [device.slice_index for device in members], topology)
+        return bandwidth(
+            coordinates, [getattr(device, "slice_index", 0) for device in members], topology
+        )
 
     return price_collectives(
         program, chip=topology.chip, axes_of=axes_of, bandwidth_of=bandwidth_of

@@ -1,0 +1,105 @@
+"""The verb as a person meets it: errors in one line, exit codes, GPUs by closed form; TPUs where libtpu is."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+
+import pytest
+
+from smoljax.errors import SmoljaxError
+from smoljax.planning.compiling import overflow
+from smoljax.planning.topologies import GIB
+
+needs_libtpu = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None,
+    reason='libtpu is not installed: pip install "smoljax[plan]"',
+)
+SMALL = [
+    "--config=tests/tiny_config.py",
+    "--config.model.compute_dtype=bfloat16",
+    "--config.mesh.data=1",
+    "--config.mesh.fsdp=-1",
+]
+
+
+def _plan(*arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "smoljax.plan", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--topology=v5e-100", "v5e-256"),
+        ("--topology=", "v5p-8"),
+        ("--tokens=many", "11.1e12"),
+        ("--price=-1", "positive"),
+    ],
+)
+def test_bad_input_is_one_line(flag, message):
+    result = _plan(*SMALL, "--topology=h100x2", flag)
+    assert result.returncode == 1
+    assert message in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_gpus_by_closed_form(tmp_path):
+    path = tmp_path / "plan.json"
+    result = _plan(*SMALL, "--topology=h100x2", "--tokens=1e9", "--price=2", f"--json={path}")
+    assert result.returncode == 0, result.stderr
+    for words in ("fits", "6N", "full attention", "days", "chip-hours", "cost", "bound by"):
+        assert words in result.stdout
+    plan = json.loads(path.read_text())
+    assert plan["chips"] == 2
+    # f32 parameters and two moments of AdamW, over two chips.
+    assert plan["memory"]["parameters"] == pytest.approx(4 * plan["parameters"] / 2, rel=1e-6)
+    assert plan["cost"] == pytest.approx(2 * plan["chip_hours"])
+    assert plan["step"]["fastest"] < plan["step"]["seconds"] < plan["step"]["slowest"]
+
+
+def test_a_batch_that_does_not_divide():
+    result = _plan(*SMALL, "--topology=h100x2", "--config.data.batch_size=3")
+    assert result.returncode == 1
+    assert "multiple of 2" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("message", "used", "limit"),
+    [
+        (
+            "Ran out of memory in memory space hbm. Used 18.95G of 15.75G hbm. Exceeded",
+            18.95,
+            15.75,
+        ),
+        (
+            "the total memory required for HLO temporaries (26.43G) exceeds available HBM (15.75G).",
+            26.43,
+            15.75,
+        ),
+    ],
+)
+def test_out_of_memory_is_a_result(message, used, limit):
+    found = overflow(f"RESOURCE_EXHAUSTED: {message}")
+    assert (found.used, found.limit, found.memory) == (used * GIB, limit * GIB, "hbm")
+
+
+def test_another_refusal_is_an_error():
+    with pytest.raises(SmoljaxError, match="Mosaic"):
+        overflow("INTERNAL: Mosaic failed")
+
+
+@needs_libtpu
+def test_a_tpu_slice(tmp_path):
+    path = tmp_path / "plan.json"
+    result = _plan(*SMALL, "--topology=v5e-4", f"--json={path}", "--config.data.batch_size=8")
+    assert result.returncode == 0, result.stderr
+    plan = json.loads(path.read_text())
+    assert plan["memory"]["from"] == "tpu"
+    assert plan["step"]["products"] > 0
+    assert {row["axes"] for row in plan["exchanges"]} <= {"fsdp", "none"}
+    assert "all-gather" in {row["kind"] for row in plan["exchanges"]}
