@@ -16,6 +16,7 @@ from smoljax.optim.blocks import (
     scale_blocks,
     scaling_report,
 )
+from smoljax.optim.hyperparameters import check_number
 from smoljax.optim.matrices import Specs, check_matrices, specs_by_path
 from smoljax.optim.partition import by_path, path_string
 
@@ -43,8 +44,9 @@ def normalize_blocks(
       rms: the root mean square that each block gets.
 
     Raises:
-      SmoljaxError: in init, for batch_axes that do not fit a leaf.
+      SmoljaxError: at once for an rms that is not positive; in init, for batch_axes that do not fit a leaf.
     """
+    check_number("rms", rms, above=0)
 
     def init(params: optax.Params) -> GradientState:
         axes_by_path(batch_axes, params)

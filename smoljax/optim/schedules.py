@@ -130,21 +130,33 @@ def cyclic_wsd(
     return schedule
 
 
-def inverse_sqrt(peak: float, *, warmup_steps: int) -> Schedule:
-    """Linear warmup, then peak * sqrt(warmup_steps / step) (Vaswani et al., arXiv 1706.03762, equation 3).
+def inverse_sqrt(peak: float, *, warmup_steps: int, timescale: int | None = None) -> Schedule:
+    """Linear warmup, then peak * sqrt(timescale / (timescale + step - warmup_steps)).
+
+    With timescale = warmup_steps that is peak * sqrt(warmup_steps / step) (Vaswani et al., arXiv 1706.03762, equation 3);
+    with a time scale of its own it is transformers' get_inverse_sqrt_schedule, from big_vision.
+
+    Args:
+      peak: the highest value, at the end of the warmup.
+      warmup_steps: steps of the warmup; 0 starts at the peak.
+      timescale: steps after the warmup until the rate is peak / sqrt(2); None: warmup_steps.
 
     Raises:
-      SmoljaxError: no warmup, which is the time scale of the decay.
+      SmoljaxError: a negative warmup, or no time scale.
     """
-    if warmup_steps < 1:
+    scale = warmup_steps if timescale is None else timescale
+    if warmup_steps < 0 or scale < 1:
         raise SmoljaxError(
-            f"warmup_steps is {warmup_steps}: inverse_sqrt needs at least 1, it decays on that scale of time"
+            f"warmup_steps is {warmup_steps} and timescale {timescale}: inverse_sqrt decays on the scale of one of them, "
+            "give at least 1 step"
         )
 
     def schedule(step: jax.typing.ArrayLike) -> jax.Array:
-        step = jnp.asarray(step).astype(jnp.float32)
-        decayed = jnp.sqrt(warmup_steps / jnp.maximum(step, warmup_steps))
-        return jnp.float32(peak) * jnp.minimum(step / warmup_steps, decayed)
+        step = jnp.asarray(step)
+        warm = step.astype(jnp.float32) / max(warmup_steps, 1)
+        past = jnp.maximum(step - warmup_steps, 0).astype(jnp.float32)
+        decayed = jnp.sqrt(scale / (scale + past))
+        return jnp.float32(peak) * jnp.where(step < warmup_steps, warm, decayed)
 
     return schedule
 

@@ -47,7 +47,7 @@ def test_nan_passes_on():
 
 @pytest.mark.parametrize("max_norm", [0, -1.0, float("nan")])
 def test_a_norm_that_is_not_positive_is_refused(max_norm):
-    with pytest.raises(SmoljaxError, match="clip_norm is .* above 0"):
+    with pytest.raises(SmoljaxError, match=r"clip_norm is .* above 0"):
         clip_by_global_norm(max_norm)
 
 

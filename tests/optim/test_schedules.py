@@ -1,9 +1,23 @@
+import itertools
+
+import hypothesis
+import hypothesis.strategies as st
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from smoljax.errors import SmoljaxError
-from smoljax.optim import constant, cosine, linear, wsd
+from smoljax.optim import (
+    TAILS,
+    batch_size_ramp,
+    constant,
+    cosine,
+    cyclic_wsd,
+    inverse_sqrt,
+    linear,
+    wsd,
+)
 
 SMOLLM3 = dict(warmup_steps=2000, decay_start=4_198_001, decay_steps=522_000)
 
@@ -85,5 +99,135 @@ def test_constant_warms_up_and_stays():
     ],
 )
 def test_lengths_that_do_not_fit_are_refused(make, words):
+    with pytest.raises(SmoljaxError, match=words):
+        make()
+
+
+@pytest.mark.parametrize("power", [1.2, 2.0, 0.5])
+def test_the_power_tail_is_powercool(power):
+    """min(peak, c * (T - t)^power), with c so that both meet where the decay starts."""
+    schedule = wsd(3e-4, warmup_steps=5, decay_start=40, decay_steps=60, tail="power", power=power)
+    steps = np.arange(5, 140)
+    want = np.minimum(3e-4, 3e-4 / 60.0**power * np.maximum(100.0 - steps, 0) ** power)
+    np.testing.assert_allclose(jax.vmap(schedule)(jnp.arange(5, 140)), want, rtol=2e-6, atol=0)
+    assert schedule(40) == np.float32(3e-4)
+    assert schedule(100) == 0
+    if power != 1.2:
+        default = wsd(3e-4, warmup_steps=5, decay_start=40, decay_steps=60, tail="power")
+        assert abs(float(default(70)) / float(schedule(70)) - 1) > 0.1
+
+
+def test_inverse_sqrt_is_the_formula_of_the_papers():
+    steps = np.array([0, 1, 50, 99, 100, 101, 400, 10_000, 2**31 - 1])
+    vaswani = 0.5 * np.minimum(steps / 100, 10 / np.sqrt(np.maximum(steps, 1)))
+    got = [inverse_sqrt(0.5, warmup_steps=100)(step) for step in steps]
+    np.testing.assert_allclose(got, vaswani, rtol=3e-7)
+    past = np.maximum(steps - 100, 0)
+    scaled = 0.5 * np.where(steps < 100, steps / 100, np.sqrt(1000 / (1000 + past)))
+    got = [inverse_sqrt(0.5, warmup_steps=100, timescale=1000)(step) for step in steps]
+    np.testing.assert_allclose(got, scaled, rtol=3e-7)
+    assert float(inverse_sqrt(1.0, warmup_steps=0, timescale=7)(7)) == pytest.approx(2**-0.5)
+
+
+def test_cyclic_wsd_repeats_and_warms_up_from_where_it_ended():
+    options = dict(cycle_steps=100, warmup_steps=10, decay_steps=40, final_fraction=0.1)
+    schedule = cyclic_wsd(2.0, **options)
+    once = wsd(2.0, warmup_steps=10, decay_start=60, decay_steps=40, final_fraction=0.1)
+    for step in (0, 5, 10, 60, 61, 80, 100):
+        assert schedule(step) == once(step)
+    steps = (105, 110, 160, 180, 200, 205, 210, 300)
+    want = [1.1, 2.0, 2.0, 1.1, 0.2, 1.1, 2.0, 0.2]
+    np.testing.assert_allclose([schedule(step) for step in steps], want, rtol=1e-6)
+    # No warmup: the next cycle is at its peak one step after the end.
+    sudden = cyclic_wsd(2.0, cycle_steps=100, warmup_steps=0, decay_steps=40)
+    np.testing.assert_allclose([sudden(step) for step in (0, 100, 101, 160, 200)], [2, 0, 2, 2, 0])
+    last = 2_147_483_580  # 80 steps into its cycle, near the end of int32
+    np.testing.assert_allclose(jax.jit(schedule)(np.int32(last)), 1.1, rtol=1e-6)
+
+
+@hypothesis.settings(max_examples=30, deadline=None)
+@hypothesis.given(
+    tail=st.sampled_from(sorted(TAILS)),
+    warmup=st.integers(0, 50),
+    stable=st.integers(0, 2**30),
+    decay=st.integers(1, 2**29),
+    final=st.floats(0, 1),
+    offsets=st.lists(st.floats(0, 1), min_size=8, max_size=8),
+)
+def test_up_in_the_warmup_and_never_up_after_it(tail, warmup, stable, decay, final, offsets):
+    start = warmup + stable
+    schedule = wsd(
+        1.0,
+        warmup_steps=warmup,
+        decay_start=start,
+        decay_steps=decay,
+        tail=tail,
+        final_fraction=final,
+    )
+    steps = sorted({start, start + decay, *(start + int(offset * decay) for offset in offsets)})
+    values = [float(schedule(step)) for step in steps]
+    assert values[0] == 1
+    assert values[-1] == pytest.approx(final, abs=1e-7)
+    assert all(later <= earlier + 1e-6 for earlier, later in itertools.pairwise(values))
+    rising = [float(schedule(step)) for step in range(0, warmup + 1, 10)]
+    assert all(earlier < later for earlier, later in itertools.pairwise(rising))
+
+
+def test_the_last_steps_of_int32_are_exact():
+    last = 2**31 - 1
+    schedule = wsd(1.0, warmup_steps=10, decay_start=last - 1000, decay_steps=1000)
+    for left in (1000, 999, 3, 1, 0):
+        want = np.float32(left) / np.float32(1000)
+        assert schedule(last - left) == want
+        # Under jit a division by a constant may become a product: one rounding more.
+        np.testing.assert_allclose(jax.jit(schedule)(np.int32(last - left)), want, rtol=1.3e-7)
+
+
+def test_a_batch_ramp_rises_to_its_final_size():
+    ramp = batch_size_ramp(8, 64, num_steps=100, num_stages=7, multiple_of=8)
+    assert ramp == ((14, 8), (28, 16), (42, 24), (57, 32), (71, 40), (85, 48), (100, 56))
+    assert batch_size_ramp(1, 4, num_steps=10, num_stages=2) == ((5, 1), (10, 2))
+
+
+@hypothesis.settings(max_examples=50, deadline=None)
+@hypothesis.given(
+    multiple=st.integers(1, 16),
+    start=st.integers(1, 8),
+    growth=st.integers(1, 64),
+    num_stages=st.integers(1, 16),
+    num_steps=st.integers(1, 10**9),
+)
+def test_a_batch_ramp_is_in_multiples_or_refused(multiple, start, growth, num_stages, num_steps):
+    start, final = start * multiple, (start + growth) * multiple
+    options = dict(num_steps=num_steps, num_stages=num_stages, multiple_of=multiple)
+    if num_stages > growth or num_stages > num_steps:
+        with pytest.raises(SmoljaxError, match="give multiples"):
+            batch_size_ramp(start, final, **options)
+        return
+    steps, sizes = zip(*batch_size_ramp(start, final, **options))
+    assert sizes[0] == start
+    assert steps[-1] == num_steps
+    assert all(size % multiple == 0 and start <= size < final for size in sizes)
+    assert list(steps) == sorted(set(steps))
+    assert list(sizes) == sorted(set(sizes))
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (
+            lambda: wsd(1, warmup_steps=0, decay_start=2, decay_steps=3, tail="power", power=0),
+            "power is 0",
+        ),
+        (lambda: inverse_sqrt(1, warmup_steps=0), "timescale"),
+        (lambda: inverse_sqrt(1, warmup_steps=-1, timescale=5), "warmup_steps is -1"),
+        (lambda: cyclic_wsd(1, cycle_steps=10, warmup_steps=6, decay_steps=5), "a cycle has 10"),
+        (
+            lambda: batch_size_ramp(7, 64, num_steps=10, num_stages=2, multiple_of=8),
+            "give multiples",
+        ),
+    ],
+)
+def test_other_schedules_refuse_lengths_that_do_not_fit(make, words):
     with pytest.raises(SmoljaxError, match=words):
         make()
