@@ -1,0 +1,167 @@
+"""Flash attention for TPUs: the kernels, their gradient, and how a mesh splits them.
+
+B batch, S sequence, N query heads, K key-value heads, H head width
+"""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import PartitionSpec
+
+from smoljax.errors import SmoljaxError
+from smoljax.kernels.attention.pallas_tpu import backward, blocks, forward
+
+# As in smoljax.parallel.rules, which needs more than JAX (tests/kernels/attention/test_pallas_tpu.py holds them together).
+BATCH_AXES = ("data", "fsdp")
+HEADS_AXIS = "tensor"
+SEQUENCE_AXIS = "context"
+
+
+def attend(
+    q_BSNH: jax.Array,
+    k_BSKH: jax.Array,
+    v_BSKH: jax.Array,
+    *,
+    causal: bool,
+    segment_ids: jax.Array | None,
+    window: int | None,
+    scale: float,
+) -> tuple[jax.Array, jax.Array]:
+    """softmax(q k^T * scale) v over the allowed pairs (Dao 2023, arXiv 2307.08691), sums in f32.
+
+    On an active mesh each device takes its rows of the batch and its heads. A remat policy that saves the names
+    "attention_output" and "attention_logsum" spares the second run of the forward kernel.
+
+    Returns:
+      The output [B, S, N, H] in the dtype of q, and the largest allowed score of each head, f32 [N], padding left
+      out, through which no gradient flows.
+
+    Raises:
+      SmoljaxError: batch or heads do not divide over the mesh.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    local = functools.partial(
+        _local,
+        causal=causal,
+        window=window,
+        scale=float(scale),
+        generation=blocks.generation(_device_kind(mesh)),
+    )
+    if mesh.size > 1 and not mesh.manual_axes:
+        batch = tuple(axis for axis in BATCH_AXES if axis in mesh.shape)
+        heads = HEADS_AXIS if HEADS_AXIS in mesh.shape else None
+        _check_divides(q_BSNH, k_BSKH, math.prod(mesh.shape[a] for a in batch), mesh.shape.get(heads, 1))
+        spec = PartitionSpec(batch, None, heads, None)
+        ids_spec = None if segment_ids is None else PartitionSpec(batch, None)
+        local = jax.shard_map(
+            local,
+            in_specs=(spec, spec, spec, ids_spec),
+            out_specs=(spec, PartitionSpec(batch, heads)),
+            check_vma=False,
+        )
+    output_BSNH, max_BN = local(q_BSNH, k_BSKH, v_BSKH, segment_ids)
+    return output_BSNH, jnp.max(max_BN, axis=0)
+
+
+def refusal(platform: str, dtype: str) -> str | None:
+    """Why this backend cannot do what is asked, or None when it can."""
+    if platform != "tpu":
+        return f"it needs a TPU, and the platform is {platform}"
+    if dtype not in ("bfloat16", "float32"):
+        return f"it takes bfloat16 or float32, and the queries are {dtype}"
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.shape.get(SEQUENCE_AXIS, 1) > 1:
+        return f"mesh axis {SEQUENCE_AXIS!r} splits the sequence, which it needs whole"
+    return None
+
+
+def _device_kind(mesh) -> str | None:
+    device = getattr(mesh, "abstract_device", None)
+    if device is not None:
+        return device.device_kind
+    return jax.devices()[0].device_kind if jax.default_backend() == "tpu" else None
+
+
+def _check_divides(q_BSNH, k_BSKH, batch_parts, head_parts):
+    B, K = q_BSNH.shape[0], k_BSKH.shape[2]
+    if B % batch_parts:
+        raise SmoljaxError(
+            f"attention got a batch of {B}, which does not divide over the {batch_parts} devices of mesh axes "
+            f"{BATCH_AXES}: make it a multiple of {batch_parts}"
+        )
+    if K % head_parts:
+        raise SmoljaxError(
+            f"attention got {K} key-value heads, which do not divide over the {head_parts} devices of mesh axis "
+            f"{HEADS_AXIS!r}: set it to a divisor of {K}"
+        )
+
+
+def _local(q_BSNH, k_BSKH, v_BSKH, segment_ids_BS, *, causal, window, scale, generation):
+    mask = (causal, window, scale, generation)
+    return _attend(q_BSNH, k_BSKH, v_BSKH, segment_ids_BS, mask)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _attend(q_BSNH, k_BSKH, v_BSKH, segment_ids_BS, mask):
+    return _forward(q_BSNH, k_BSKH, v_BSKH, segment_ids_BS, mask)[0]
+
+
+def _forward(q_BSNH, k_BSKH, v_BSKH, segment_ids_BS, mask):
+    S, scale = q_BSNH.shape[1], mask[2]
+    pairs, ids_BS, fill, key_blocks, _ = _layout(q_BSNH, segment_ids_BS, mask, "forward")
+    q, k, v = (_to_lanes(x, fill) for x in (q_BSNH, k_BSKH, v_BSKH))
+    output_BNHS, lse_BN1S, max_BN1L = forward.run(
+        q, k, v, ids_BS, key_blocks, pairs=pairs, scale=scale
+    )
+    output_BSNH = checkpoint_name(_from_lanes(output_BNHS, S), "attention_output")
+    lse_BNS = checkpoint_name(lse_BN1S[:, :, 0, :S], "attention_logsum")
+    saved = (q_BSNH, k_BSKH, v_BSKH, segment_ids_BS, output_BSNH, lse_BNS)
+    return (output_BSNH, jnp.max(max_BN1L, axis=(2, 3))), saved
+
+
+def _backward(mask, saved, cotangents):
+    q_BSNH, k_BSKH, v_BSKH, segment_ids_BS, output_BSNH, lse_BNS = saved
+    dout_BSNH = cotangents[0]
+    S, scale = q_BSNH.shape[1], mask[2]
+    pairs, ids_BS, fill, key_blocks, query_blocks = _layout(
+        q_BSNH, segment_ids_BS, mask, "backward"
+    )
+    # The sum over keys of weight times its gradient, from the output alone (arXiv 2205.14135, appendix B.2, equation 4).
+    drop_BSN = jnp.sum(dout_BSNH.astype(jnp.float32) * output_BSNH.astype(jnp.float32), axis=-1)
+    rows = (lse_BNS, jnp.swapaxes(drop_BSN, 1, 2))
+    rows = (jnp.pad(x, ((0, 0), (0, 0), (0, fill)))[:, :, None] for x in rows)
+    arrays = (*(_to_lanes(x, fill) for x in (q_BSNH, k_BSKH, v_BSKH, dout_BSNH)), *rows)
+    dq = backward.queries(arrays, ids_BS, key_blocks, pairs=pairs, scale=scale)
+    dk, dv = backward.keys_and_values(arrays, ids_BS, query_blocks, pairs=pairs, scale=scale)
+    return *(_from_lanes(x, S) for x in (dq, dk, dv)), None
+
+
+_attend.defvjp(_forward, _backward)
+
+
+def _layout(q_BSNH, segment_ids_BS, mask, direction):
+    """Pairs of blocks, identifiers filled up, how many positions fill, and both ranges of partner blocks."""
+    causal, window, _, generation = mask
+    B, S = q_BSNH.shape[:2]
+    queries, keys = blocks.sizes(S, generation, direction)
+    fill = -S % math.lcm(queries, keys)
+    if fill and segment_ids_BS is None:
+        segment_ids_BS = jnp.ones((B, S), jnp.int32)
+    if segment_ids_BS is not None:
+        segment_ids_BS = jnp.pad(
+            segment_ids_BS.astype(jnp.int32), ((0, 0), (0, fill)), constant_values=blocks.FILL
+        )
+    pairs = blocks.Pairs(causal, window, queries, keys)
+    ranges = blocks.ranges(pairs, S + fill, segment_ids_BS, B)
+    return pairs, segment_ids_BS, fill, ranges[:3], ranges[3:]
+
+
+def _to_lanes(x_BSNH, fill):
+    return jnp.pad(jnp.moveaxis(x_BSNH, 1, 3), ((0, 0), (0, 0), (0, 0), (0, fill)))
+
+
+def _from_lanes(x_BNHS, length):
+    return jnp.moveaxis(x_BNHS[..., :length], 3, 1)
