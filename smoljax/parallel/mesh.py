@@ -5,6 +5,7 @@ import math
 from collections.abc import Sequence
 
 import jax
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
 from smoljax.errors import SmoljaxError
@@ -46,8 +47,25 @@ class MeshConfig:
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """The mesh over all devices (of every host), neighbours placed by JAX for the topology."""
+    """The mesh over all devices (of every host), neighbours placed by JAX for the topology.
+
+    Over several slices of TPUs the data axis goes from slice to slice: its exchange, one sum of gradients a step, is the only
+    one that the network between them carries well.
+
+    Raises:
+      SmoljaxError: the axes do not divide the devices, or the slices do not divide the data axis.
+    """
     devices = devices if devices is not None else jax.devices()
-    return jax.make_mesh(
-        config.shape(len(devices)), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices
-    )
+    shape = config.shape(len(devices))
+    kinds = (AxisType.Auto,) * len(AXES)
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if slices == 1:
+        return jax.make_mesh(shape, AXES, axis_types=kinds, devices=devices)
+    if shape[0] % slices:
+        raise SmoljaxError(
+            f"config.mesh.data is {shape[0]}, which does not divide over {slices} slices: "
+            f"set it to a multiple of {slices}, as only the data axis goes from slice to slice"
+        )
+    inside = (shape[0] // slices, *shape[1:])
+    arranged = mesh_utils.create_hybrid_device_mesh(inside, (slices, 1, 1, 1), devices=devices)
+    return Mesh(arranged, AXES, axis_types=kinds)

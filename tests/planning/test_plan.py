@@ -103,3 +103,10 @@ def test_a_tpu_slice(tmp_path):
     assert plan["step"]["products"] > 0
     assert {row["axes"] for row in plan["exchanges"]} <= {"fsdp", "none"}
     assert "all-gather" in {row["kind"] for row in plan["exchanges"]}
+
+
+@needs_libtpu
+def test_slices_want_the_data_axis():
+    result = _plan(*SMALL, "--topology=v5e-16x2", "--config.data.batch_size=32")
+    assert result.returncode == 1
+    assert "multiple of 2" in result.stderr
