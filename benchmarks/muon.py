@@ -85,7 +85,7 @@ def main() -> None:
     """Prints one line for each case."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--large", action="store_true", help="also SmolLM2-135M: a minute a round")
+    parser.add_argument("--large", action="store_true", help="also SmolLM2-135M, which takes long")
     parser.add_argument("--topology", help="compile the 3B model's update for these TPUs instead")
     parser.add_argument("--write", type=Path, help="file that the printed lines are added to")
     arguments = parser.parse_args()
