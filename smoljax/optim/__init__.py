@@ -8,7 +8,7 @@ from optax import adamw
 
 from smoljax.optim.adamuon import adamuon, scale_by_adamuon
 from smoljax.optim.averaging import AverageState, ema_weights, evaluation_params, tail_average
-from smoljax.optim.blocks import GradientReport
+from smoljax.optim.blocks import GradientReport, stacked_axes
 from smoljax.optim.build import build
 from smoljax.optim.clip import adagc, clip_by_global_norm, global_norm, zclip
 from smoljax.optim.config import (
@@ -106,6 +106,7 @@ __all__ = [
     "scale_by_soap",
     "skip_spikes",
     "soap",
+    "stacked_axes",
     "tail_average",
     "treatments",
     "update_rule",

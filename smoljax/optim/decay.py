@@ -17,7 +17,7 @@ def add_decayed_weights(
 
     There an update u is a direction before the learning rate's minus sign: W <- W - learning_rate * (u + weight_decay * W).
     The step moves an entry by -learning_rate * u and the decay by -learning_rate * weight_decay * W: both the same way where
-    u and W have the same sign. Cautious decay (arXiv 2510.12402, equation 1) acts on those entries alone, and on
+    u and W have the same sign. Cautious decay (arXiv 2510.12402) acts on those entries alone, and on
     the ones whose u is 0, so that it never takes back what the step does.
 
     Without `cautious` it is optax.add_decayed_weights, bit for bit.

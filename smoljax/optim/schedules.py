@@ -10,7 +10,7 @@ from smoljax.errors import SmoljaxError
 
 Schedule = Callable[[jax.typing.ArrayLike], jax.Array]
 
-POWER = 1.2  # The exponent of modded-nanogpt's records.
+POWER = 1.2  # A cooldown that ends a little flatter than the line.
 
 # Each maps the share of the decay that is left to do (1 to 0) to the share of the peak (1 to 0). They are written in what
 # is left, not in what is done, because the last rates are small and 1 - done would round them away.

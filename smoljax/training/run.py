@@ -91,7 +91,8 @@ class Run:
             num_steps=self.training.num_steps,
             multipliers=self.multipliers,
             mesh=self.mesh,
-            mesh_axis="fsdp",
+            # Those that cut parameters come first: a matrix then moves along one axis after the other.
+            mesh_axis=("fsdp", "tensor", "data", "context"),
         )
 
     @functools.cached_property
