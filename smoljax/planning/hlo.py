@@ -219,11 +219,18 @@ def _collectives(
     if base in COLLECTIVES:
         yield from _once(instruction, base, instruction.opcode != base, loop, trips, seen)
     elif instruction.opcode in ("fusion", "async-start"):
-        called = dict(_CALLED.findall(instruction.text)).get("calls")
-        for inner in computations.get(called, ()):
+        for inner in _inside(instruction, computations):
             inner_base = inner.opcode.removesuffix("-start")
             if inner_base in COLLECTIVES:
                 yield from _once(inner, inner_base, True, loop, trips, seen)
+
+
+def _inside(instruction: _Instruction, computations: dict) -> Iterator[_Instruction]:
+    """Instructions of the computation that a fusion calls, and of fusions in it."""
+    called = dict(_CALLED.findall(instruction.text)).get("calls")
+    for inner in computations.get(called, ()):
+        yield inner
+        yield from _inside(inner, computations)
 
 
 def _once(instruction, kind, asynchronous, loop, trips, seen) -> Iterator[Collective]:
