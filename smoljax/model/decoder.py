@@ -21,9 +21,11 @@ from smoljax.model.rope import rope_tables, rotate
 _POLICIES = {
     "full": jax.checkpoint_policies.nothing_saveable,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    "save_attention": jax.checkpoint_policies.save_only_these_names("attention_output"),
+    "save_attention": jax.checkpoint_policies.save_only_these_names(
+        "attention_output", "attention_logsum"
+    ),
     "save_projections": jax.checkpoint_policies.save_only_these_names(
-        "query", "key", "value", "attention_output"
+        "query", "key", "value", "attention_output", "attention_logsum"
     ),
 }
 
@@ -155,7 +157,9 @@ class Attention(nn.Module):
         k_BSKH = checkpoint_name(_constrain(k_BSKH, "kv_heads", None), "key")
         v_BSKH = checkpoint_name(_constrain(v_BSKH, "kv_heads", None), "value")
         output_BSNH, handed_out = self.attend(q_BSNH, k_BSKH, v_BSKH, kind.windowed)
-        output_BSNH = checkpoint_name(_constrain(output_BSNH, "heads", None), "attention_output")
+        output_BSNH = _constrain(
+            output_BSNH, "heads", None
+        )  # Saved by the name that `attention` gives it.
         # Letters in the order of memory: einsum sums over them by the alphabet, and with "nh" a CPU turned the matrix around
         # for every token that is decoded.
         return jnp.einsum("bsgh,ghd->bsd", output_BSNH, output_NHD), handed_out

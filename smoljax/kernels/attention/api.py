@@ -6,17 +6,20 @@ B batch, S sequence, N query heads, K key-value heads, H head width
 import logging
 
 import jax
+from jax.ad_checkpoint import checkpoint_name
 
 from smoljax.errors import SmoljaxError
-from smoljax.kernels.attention import cpu, cudnn, reference, xla
+from smoljax.kernels.attention import cpu, cudnn, pallas_tpu, reference, xla
 
 BACKENDS = {
     "cpu": cpu.attend,
     "cudnn": cudnn.attend,
+    "pallas_tpu": pallas_tpu.attend,
     "xla": xla.attend,
     "reference": reference.attend,
 }
-FALLBACKS = {"cpu": ("cpu", "xla"), "gpu": ("cudnn", "xla"), "tpu": ("xla",)}
+FALLBACKS = {"cpu": ("cpu", "xla"), "gpu": ("cudnn", "xla"), "tpu": ("pallas_tpu", "xla")}
+NAME_THEIR_RESIDUALS = ("pallas_tpu",)  # A second name on the same output would save it twice.
 
 _log = logging.getLogger(__name__)
 
@@ -49,6 +52,9 @@ def attention(
         what QK-clip needs. Padding rows do not count; with nothing but padding it is -inf. No gradient flows
         through it, and on a mesh it is the maximum over all devices.
 
+    Remat policies know the output by the name "attention_output", and what else the backward pass of "pallas_tpu" needs
+    by "attention_logsum".
+
     Returns:
       The output [B, S, N, H] in the dtype of q, alone or with the maxima.
 
@@ -58,7 +64,7 @@ def attention(
     _check(q_BSNH, k_BSKH, v_BSKH, segment_ids, window)
     backend = _choose(
         implementation,
-        platform=jax.default_backend(),
+        platform=_platform(),
         dtype=str(q_BSNH.dtype),
         head_dim=q_BSNH.shape[-1],
         segment_ids=segment_ids is not None,
@@ -73,9 +79,19 @@ def attention(
         window=window,
         scale=q_BSNH.shape[-1] ** -0.5 if scale is None else scale,
     )
+    if backend not in NAME_THEIR_RESIDUALS:
+        output_BSNH = checkpoint_name(output_BSNH, "attention_output")
     if return_max_logits:
         return output_BSNH, jax.lax.stop_gradient(max_logits_N)
     return output_BSNH
+
+
+def _platform() -> str:
+    """The platform that will run: that of the active mesh, which need not be this host's, or this process's own."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    if device is None or device.platform is None:
+        return jax.default_backend()
+    return device.platform
 
 
 def _choose(implementation: str | None, *, platform: str, **asked) -> str:
@@ -103,6 +119,8 @@ def _choose(implementation: str | None, *, platform: str, **asked) -> str:
 def _refusal(name: str, platform: str, asked: dict) -> str | None:
     if name == "cpu":
         return cpu.refusal()
+    if name == "pallas_tpu":
+        return pallas_tpu.refusal(platform, asked["dtype"])
     return cudnn.refusal(platform, **asked) if name == "cudnn" else None
 
 

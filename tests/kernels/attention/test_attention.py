@@ -310,7 +310,7 @@ def test_cpu_is_passed_over_on_a_mesh_of_more_than_one_device():
 def test_errors_name_what_was_asked():
     q, k, v, _ = arrays(4, 1, 8, 4, 2, 8)
     with pytest.raises(
-        SmoljaxError, match="'flash' is unknown: use one of cpu, cudnn, xla, reference"
+        SmoljaxError, match="'flash' is unknown: use one of cpu, cudnn, pallas_tpu, xla, reference"
     ):
         attention(q, k, v, implementation="flash")
     with pytest.raises(SmoljaxError, match="'cudnn' cannot be used here: it needs a GPU"):

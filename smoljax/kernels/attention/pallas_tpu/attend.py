@@ -53,7 +53,9 @@ def attend(
     if mesh.size > 1 and not mesh.manual_axes:
         batch = tuple(axis for axis in BATCH_AXES if axis in mesh.shape)
         heads = HEADS_AXIS if HEADS_AXIS in mesh.shape else None
-        _check_divides(q_BSNH, k_BSKH, math.prod(mesh.shape[a] for a in batch), mesh.shape.get(heads, 1))
+        _check_divides(
+            q_BSNH, k_BSKH, math.prod(mesh.shape[a] for a in batch), mesh.shape.get(heads, 1)
+        )
         spec = PartitionSpec(batch, None, heads, None)
         ids_spec = None if segment_ids is None else PartitionSpec(batch, None)
         local = jax.shard_map(

@@ -77,9 +77,7 @@ def keys_and_values(
         return b, k * group + g, jnp.minimum(first[b, j] + i, last[b, j]), j
 
     in_specs, inputs = _inputs(arrays, segment_ids_BS, places, pairs, group)
-    out_spec = pl.BlockSpec(
-        (None, None, H, pairs.keys), lambda b, k, j, g, i, *_: (b, k, 0, j)
-    )
+    out_spec = pl.BlockSpec((None, None, H, pairs.keys), lambda b, k, j, g, i, *_: (b, k, 0, j))
     return pl.pallas_call(
         functools.partial(
             _keys_kernel, pairs=pairs, scale=scale, documents=segment_ids_BS is not None
