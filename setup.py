@@ -37,7 +37,7 @@ EXTRAS = {
     "flow": ["metaflow>=2.15"],
     "beam": ["apache-beam>=2.66"],
     "gcs": ["gcsfs>=2024.6"],
-    "plan": ["libtpu"],
+    "plan": ["jax[tpu]"],  # JAX names the libtpu that fits it.
     "tpu": ["jax[tpu]"],
     "gpu": ["jax[cuda12]"],
     "test": [

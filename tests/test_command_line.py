@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-VERBS = ("curate", "train", "evaluate", "generate", "convert", "flow")
+VERBS = ("curate", "train", "evaluate", "generate", "convert", "plan", "flow")
 
 
 def call(verb, *arguments):
