@@ -4,9 +4,12 @@ Runs configs/ablations/optimizers.py through `smoljax.train`; a finished run is 
 leaves that it keeps beside a matrix optimizer get its best rate. A grid whose best rate lies at its edge is extended, at
 most twice. Rates are ranked at the end of the decay only.
 
+Wall time is measured apart, in one process: whole training steps of all optimizers in turn, the fastest of several rounds
+(SOAP: a mean over the steps from one refresh of its bases to the next).
+
 Writes benchmarks/results/optimizers.json, optimizers.md and optimizers.png.
 
-Command:   python benchmarks/optimizers.py --workdir=runs/quickstart [--only adamw muon] [--seeds=3]
+Command:   python benchmarks/optimizers.py --workdir=runs/quickstart [--only adamw muon] [--seeds=3] [--rounds=5]
 """
 
 import argparse
@@ -14,6 +17,7 @@ import math
 import statistics
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 from smoljax import files
@@ -30,6 +34,7 @@ RATES = {
 }
 LABELS = {"adamw": "AdamW", "muon": "Muon", "normuon": "NorMuon", "soap": "SOAP", "muonh": "MuonH"}
 EXTENSIONS = 2
+PERIOD = 10  # Steps from one refresh of SOAP's bases to the next.
 # Student's t, 97.5%, by degrees of freedom.
 T_975 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776}
 
@@ -41,6 +46,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--workdir", default="runs/quickstart", help="holds shards and tokenizer")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=5, help="of the measurement of wall time")
     parser.add_argument("--only", nargs="*", choices=RATES, default=list(RATES))
     arguments = parser.parse_args()
     workdir = Path(arguments.workdir)
@@ -59,6 +65,8 @@ def main() -> None:
             "best_rate": best,
             "curves": curves,
         }
+    for optimizer, seconds in step_seconds(results, workdir, rounds=arguments.rounds).items():
+        results["optimizers"][optimizer]["seconds_per_step"] = seconds
     RESULTS.mkdir(exist_ok=True)
     files.atomic_write_json(RESULTS / "optimizers.json", results)
     files.atomic_write_bytes(RESULTS / "optimizers.md", table(results).encode())
@@ -106,6 +114,44 @@ def curve(workdir: Path, optimizer: str, rate: float, beside: float, *, seed: in
     }
 
 
+def step_seconds(results: dict, workdir: Path, *, rounds: int) -> dict[str, float]:
+    """Seconds of a training step with each optimizer: the fastest mean of PERIOD steps in a row, taken in turn."""
+    from smoljax import parallel
+    from smoljax.command_line import load_config
+    from smoljax.evaluation.perplexity import BATCH_KEYS
+    from smoljax.training import Run, make_state, make_train_step
+
+    steps, states = {}, {}
+    for optimizer in results["optimizers"]:
+        config = load_config(f"{CONFIG}:{optimizer}")
+        config["data"]["directory"] = str(workdir / "shards")
+        config["tokenizer"]["directory"] = str(workdir / "tokenizer")
+        run = Run(config, workdir)
+        steps[optimizer] = make_train_step(
+            run.model,
+            run.optimizer,
+            mesh=run.mesh,
+            shardings=run.shardings,
+            micro_batches=1,
+            loss_chunk=run.training.loss_chunk,
+            z_loss=0.0,
+        )
+        states[optimizer] = make_state(run.model, run.optimizer, seed=0, shardings=run.shardings)
+        size = run.data.batch_size
+        batch = {key: run.mixture.batch(0)[key] for key in BATCH_KEYS}
+        batch = parallel.put_batch(batch, run.mesh, rows=slice(0, size), batch_size=size)
+        states[optimizer], _ = steps[optimizer](states[optimizer], batch)
+    fastest = dict.fromkeys(steps, math.inf)
+    for _ in range(rounds):
+        for optimizer, step in steps.items():
+            start = time.perf_counter()
+            for _ in range(PERIOD):
+                states[optimizer], metrics = step(states[optimizer], batch)
+            metrics["loss"].block_until_ready()
+            fastest[optimizer] = min(fastest[optimizer], (time.perf_counter() - start) / PERIOD)
+    return fastest
+
+
 def final(points: Curve) -> dict[str, float]:
     """The last point of a curve."""
     return points[max(points)]
@@ -129,14 +175,14 @@ def table(results: dict) -> str:
     """Mean and 95% interval over seeds, the difference to AdamW paired by seed, and steps to AdamW's final loss."""
     adamw = results["optimizers"].get("adamw")
     lines = [
-        "| optimizer | best rate | held-out loss, nats | bits per byte | AdamW minus it, paired | steps to AdamW's loss |",
-        "|---|---|---|---|---|---|",
+        "| optimizer | best rate | held-out loss, nats | bits per byte | AdamW minus it, paired | steps to AdamW's loss | time of a step | time to AdamW's loss |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for optimizer, result in results["optimizers"].items():
         losses = [final(points)["loss"] for points in result["curves"]]
         mean, half = interval(losses)
         bits = statistics.mean(final(points)["bits_per_byte"] for points in result["curves"])
-        cells = ["-", "-"]
+        cells = ["-", "-", f"{result['seconds_per_step']:.2f} s", "-"]
         if adamw and optimizer != "adamw":
             pairs = [final(theirs)["loss"] - loss for theirs, loss in zip(adamw["curves"], losses)]
             cells[0] = "{:+.3f} ± {:.3f}".format(*interval(pairs))
@@ -145,9 +191,12 @@ def table(results: dict) -> str:
                 for theirs, points in zip(adamw["curves"], result["curves"])
             ]
             if None not in steps:
-                cells[1] = f"{statistics.mean(steps):.0f} of {max(result['curves'][0])}"
+                count, of = statistics.mean(steps), max(result["curves"][0])
+                cells[1] = f"{count:.0f} of {of}"
+                ratio = count * result["seconds_per_step"] / (of * adamw["seconds_per_step"])
+                cells[3] = f"{ratio:.2f} of AdamW's"
         lines.append(
-            f"| {LABELS[optimizer]} | {result['best_rate']:g} | {mean:.3f} ± {half:.3f} | {bits:.3f} | {cells[0]} | {cells[1]} |"
+            f"| {LABELS[optimizer]} | {result['best_rate']:g} | {mean:.3f} ± {half:.3f} | {bits:.3f} | {' | '.join(cells)} |"
         )
     lines += ["", "Held-out loss by learning rate, seed 0:", ""]
     for optimizer, result in results["optimizers"].items():

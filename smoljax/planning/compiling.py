@@ -17,7 +17,6 @@ from jax.sharding import Mesh
 
 from smoljax import configuration, parallel
 from smoljax.errors import SmoljaxError, require
-from smoljax.kernels.attention.api import FALLBACKS
 from smoljax.planning.topologies import GIB, Topology
 from smoljax.training import Run, make_train_step
 
@@ -205,17 +204,11 @@ def _devices(topology: Topology) -> tuple:
 
 
 def _with_attention(config: dict, topology: Topology) -> dict:
-    """The config with the attention that the topology's platform would choose, where it names none.
-
-    The choice goes by the platform that runs, which here is this host's CPU.
-    """
+    """The config with plain attention for GPUs, whose own (cuDNN) cannot be compiled for without one."""
     model = config["model"]
-    if model.get("attention") is not None:
+    if topology.chip.platform != "gpu" or model.get("attention") is not None:
         return config
-    chosen = FALLBACKS[topology.chip.platform][0]
-    if topology.chip.platform == "gpu":
-        chosen = "xla"  # cuDNN cannot be compiled for without a GPU.
-    return config | {"model": model | {"attention": chosen}}
+    return config | {"model": model | {"attention": "xla"}}
 
 
 def _bytes_per_chip(shapes, shardings) -> float:
