@@ -157,9 +157,8 @@ class Attention(nn.Module):
         k_BSKH = checkpoint_name(_constrain(k_BSKH, "kv_heads", None), "key")
         v_BSKH = checkpoint_name(_constrain(v_BSKH, "kv_heads", None), "value")
         output_BSNH, handed_out = self.attend(q_BSNH, k_BSKH, v_BSKH, kind.windowed)
-        output_BSNH = _constrain(
-            output_BSNH, "heads", None
-        )  # Saved by the name that `attention` gives it.
+        # A remat policy saves the output by the name that `attention` gives it.
+        output_BSNH = _constrain(output_BSNH, "heads", None)
         # Letters in the order of memory: einsum sums over them by the alphabet, and with "nh" a CPU turned the matrix around
         # for every token that is decoded.
         return jnp.einsum("bsgh,ghd->bsd", output_BSNH, output_NHD), handed_out
