@@ -119,7 +119,7 @@ def step_seconds(results: dict, workdir: Path, *, rounds: int) -> dict[str, floa
     from smoljax import parallel
     from smoljax.command_line import load_config
     from smoljax.evaluation.perplexity import BATCH_KEYS
-    from smoljax.training import Run, make_state, make_train_step
+    from smoljax.training import Run, make_state
 
     steps, states = {}, {}
     for optimizer in results["optimizers"]:
@@ -127,15 +127,7 @@ def step_seconds(results: dict, workdir: Path, *, rounds: int) -> dict[str, floa
         config["data"]["directory"] = str(workdir / "shards")
         config["tokenizer"]["directory"] = str(workdir / "tokenizer")
         run = Run(config, workdir)
-        steps[optimizer] = make_train_step(
-            run.model,
-            run.optimizer,
-            mesh=run.mesh,
-            shardings=run.shardings,
-            micro_batches=1,
-            loss_chunk=run.training.loss_chunk,
-            z_loss=0.0,
-        )
+        steps[optimizer] = run.train_step()
         states[optimizer] = make_state(run.model, run.optimizer, seed=0, shardings=run.shardings)
         size = run.data.batch_size
         batch = {key: run.mixture.batch(0)[key] for key in BATCH_KEYS}

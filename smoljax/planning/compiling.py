@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from smoljax import configuration, parallel
 from smoljax.errors import SmoljaxError, require
 from smoljax.planning.topologies import GIB, Topology
-from smoljax.training import Run, make_train_step
+from smoljax.training import Run
 
 _BATCH_DTYPES = {"tokens": "int32", "targets": "int32", "segment_ids": "int32", "loss_mask": "bool"}
 
@@ -123,7 +123,7 @@ def compile_step(run: PlannedRun, topology: Topology) -> Compiled:
         "memory_from": topology.chip.platform if topology.chip.platform == "tpu" else "cpu",
     }
     with parallel.active(run.mesh):
-        lowered = _train_step(run).lower(run.shapes, batch)
+        lowered = run.train_step().lower(run.shapes, batch)
     try:
         with _native_log() as log:
             compiled = lowered.compile()
@@ -166,22 +166,6 @@ def overflow(message: str) -> Overflow:
     unit = {"": 1, "K": 2**10, "M": 2**20, "G": GIB, "T": 2**40}
     memory = found[5].lower() if found.re.groups == 5 else "hbm"
     return Overflow(float(found[1]) * unit[found[2]], float(found[3]) * unit[found[4]], memory)
-
-
-def _train_step(run: Run):
-    """The step that smoljax.training.loop compiles, from the same settings."""
-    training = run.training
-    return make_train_step(
-        run.model,
-        run.optimizer,
-        mesh=run.mesh,
-        shardings=run.shardings,
-        micro_batches=training.micro_batches,
-        loss_chunk=training.loss_chunk,
-        z_loss=training.z_loss,
-        quantization=training.quantization,
-        qk_clip_tau=run.optimizer_config.qk_clip_tau,
-    )
 
 
 def _batch(run: Run) -> dict[str, jax.ShapeDtypeStruct]:

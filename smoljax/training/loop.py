@@ -17,7 +17,7 @@ from smoljax.progress import Progress
 from smoljax.training.metrics import MetricsWriter
 from smoljax.training.run import Run
 from smoljax.training.state import make_state
-from smoljax.training.step import make_eval_step, make_train_step
+from smoljax.training.step import make_eval_step
 from smoljax.training.throughput import peak_flops
 
 
@@ -39,17 +39,7 @@ def train(run: Run) -> int:
         state = make_state(run.model, run.optimizer, seed=run.seed, shardings=run.shardings)
         _describe(run)
     _write_config(run)
-    train_step = make_train_step(
-        run.model,
-        run.optimizer,
-        mesh=mesh,
-        shardings=run.shardings,
-        micro_batches=training.micro_batches,
-        loss_chunk=training.loss_chunk,
-        z_loss=training.z_loss,
-        quantization=training.quantization,
-        qk_clip_tau=run.optimizer_config.qk_clip_tau,
-    )
+    train_step = run.train_step()
     evaluate = _evaluator(run)
     sizes = run.data.batch_sizes
     rows = {size: parallel.local_rows(mesh, size) for size in sizes.sizes}

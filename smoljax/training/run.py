@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -17,6 +18,7 @@ from smoljax.tokens.tokenizer import Tokenizer
 from smoljax.training.checkpoint import Checkpoints
 from smoljax.training.config import TrainingConfig
 from smoljax.training.state import TrainState, state_shapes, state_shardings
+from smoljax.training.step import make_train_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,6 +137,20 @@ class Run:
         """The token shards, opened."""
         return open_mixture(
             dataclasses.replace(self.data, tokenizer_fingerprint=self.tokenizer.fingerprint)
+        )
+
+    def train_step(self) -> Callable[[TrainState, dict], tuple[TrainState, dict]]:
+        """The compiled training step of these settings (see make_train_step)."""
+        return make_train_step(
+            self.model,
+            self.optimizer,
+            mesh=self.mesh,
+            shardings=self.shardings,
+            micro_batches=self.training.micro_batches,
+            loss_chunk=self.training.loss_chunk,
+            z_loss=self.training.z_loss,
+            quantization=self.training.quantization,
+            qk_clip_tau=self.optimizer_config.qk_clip_tau,
         )
 
     @property
