@@ -33,7 +33,7 @@ RATES = {
     "muonh": (1e-2, 2e-2, 4e-2),
 }
 LABELS = {"adamw": "AdamW", "muon": "Muon", "normuon": "NorMuon", "soap": "SOAP", "muonh": "MuonH"}
-EXTENSIONS = 2
+EXTENSIONS = 3
 PERIOD = 10  # Steps from one refresh of SOAP's bases to the next.
 # Student's t, 97.5%, by degrees of freedom.
 T_975 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776}
