@@ -2,7 +2,7 @@
 
 Runs configs/ablations/optimizers.py through `smoljax.train`; a finished run is not repeated. AdamW comes first, and the
 leaves that it keeps beside a matrix optimizer get its best rate. A grid whose best rate lies at its edge is extended, at
-most twice. Rates are ranked at the end of the decay only.
+most three times. Rates are ranked at the end of the decay only.
 
 Wall time is measured apart, in one process: whole training steps of all optimizers in turn, the fastest of several rounds
 (SOAP: a mean over the steps from one refresh of its bases to the next).
