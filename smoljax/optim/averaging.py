@@ -8,6 +8,7 @@ import optax
 
 from smoljax.errors import SmoljaxError
 from smoljax.optim.hyperparameters import check_number
+from smoljax.optim.partition import by_path, check_float
 
 
 class AverageState(NamedTuple):
@@ -36,7 +37,8 @@ def ema_weights(
       dtype: of the average; None: that of the parameters. bfloat16 cannot hold a decay above about 0.99.
 
     Raises:
-      SmoljaxError: at once for a number out of range; in update, when it gets no parameters.
+      SmoljaxError: at once for a number out of range; in init for a leaf that is no real float; in update, when it gets no
+        parameters.
     """
     check_number("decay", decay, at_least=0, below=1)
     return _average(lambda count: decay, start_step, dtype)
@@ -70,17 +72,16 @@ def evaluation_params(state: optax.OptState, params: optax.Params) -> optax.Para
     """The weights to evaluate with: the average inside an optimizer state, or the parameters themselves.
 
     Finds the state of ema_weights, tail_average or optax.contrib.schedule_free, however deep other transformations wrap it.
+    Under optax.masked or optax.partition it holds a part of the parameters: the others are evaluated as they are.
 
     Args:
       state: the optimizer state after an update.
       params: the parameters after the same update.
 
     Raises:
-      SmoljaxError: there are two such states.
+      SmoljaxError: there are two such states, or the one that there is belongs to other parameters.
     """
-    kinds = (AverageState, optax.contrib.ScheduleFreeState)
-    nodes = jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, kinds))
-    found = [node for node in nodes if isinstance(node, kinds)]
+    found = _averages(state)
     if len(found) > 1:
         raise SmoljaxError(
             f"the optimizer state holds {len(found)} averages of the weights "
@@ -88,11 +89,34 @@ def evaluation_params(state: optax.OptState, params: optax.Params) -> optax.Para
         )
     if not found:
         return params
-    if isinstance(found[0], AverageState):
-        return jax.tree.map(
-            lambda average, leaf: average.astype(leaf.dtype), found[0].average, params
+    (node,) = found
+    # By path, because trees that optax has masked have another structure.
+    leaves = by_path(params)
+    averages = by_path(node.average if isinstance(node, AverageState) else node.z)
+    if strangers := [path for path in averages if path not in leaves]:
+        raise SmoljaxError(
+            f"the average holds {', '.join(strangers)}, which the parameters do not: give those that this state updates"
         )
-    return optax.contrib.schedule_free_eval_params(found[0], params)
+    if not isinstance(node, AverageState):
+        averages = optax.contrib.schedule_free_eval_params(
+            node._replace(z=averages), {path: leaves[path] for path in averages}
+        )
+    return jax.tree.unflatten(
+        jax.tree.structure(params),
+        [averages.get(path, leaf).astype(leaf.dtype) for path, leaf in leaves.items()],
+    )
+
+
+def _averages(state: optax.OptState) -> list[AverageState | optax.contrib.ScheduleFreeState]:
+    """All states of averages in a state, those inside schedule-free's base optimizer too."""
+    kinds = (AverageState, optax.contrib.ScheduleFreeState)
+    found = []
+    for node in jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, kinds)):
+        if isinstance(node, kinds):
+            found.append(node)
+        if isinstance(node, optax.contrib.ScheduleFreeState):
+            found += _averages(node.base_optimizer_state)
+    return found
 
 
 def _average(keep, start_step: int, dtype) -> optax.GradientTransformation:
@@ -101,6 +125,8 @@ def _average(keep, start_step: int, dtype) -> optax.GradientTransformation:
         raise SmoljaxError(f"start_step is {start_step!r}: give a whole number from 0")
 
     def init(params: optax.Params) -> AverageState:
+        for path, leaf in by_path(params).items():
+            check_float(path, leaf)
         return AverageState(
             count=jnp.zeros([], jnp.int32),
             average=jax.tree.map(lambda leaf: jnp.array(leaf, dtype or leaf.dtype), params),

@@ -116,6 +116,46 @@ def test_schedule_free_is_evaluated_at_its_average():
     assert np.abs(got["w"] - params["w"]).max() > 1e-3
 
 
+@pytest.mark.parametrize("kind", ["masked", "partition", "schedule_free"])
+def test_an_average_of_a_part_leaves_the_other_parameters(kind):
+    averaging = optax.chain(optax.sgd(0.1), tail_average(0))
+    if kind == "masked":
+        part = {"w": True, "b": False}
+        transform = optax.chain(optax.sgd(0.1), optax.masked(tail_average(0), part))
+    elif kind == "partition":
+        transform = optax.partition({"x": averaging, "y": optax.sgd(0.1)}, {"w": "x", "b": "y"})
+    else:
+        inner = optax.contrib.schedule_free_sgd(0.1)
+        transform = optax.partition({"x": inner, "y": optax.sgd(0.1)}, {"w": "x", "b": "y"})
+    params, state, walk = PARAMS, transform.init(PARAMS), []
+    for number in range(4):
+        updates, state = transform.update(walk_gradient(number, params), state, params)
+        params = optax.apply_updates(params, updates)
+        walk.append(params)
+    got = jax.jit(evaluation_params)(state, params)
+    np.testing.assert_array_equal(got["b"], params["b"])
+    if kind == "schedule_free":
+        z = state.inner_states["x"].inner_state.z["w"]
+        want = (params["w"] - 0.1 * z) / 0.9
+    else:
+        want = np.mean([weights["w"] for weights in walk], axis=0)
+    np.testing.assert_allclose(got["w"], want, rtol=1e-5)
+    assert np.abs(got["w"] - params["w"]).max() > 1e-3
+
+
+def test_an_average_inside_schedule_free_is_a_second_one():
+    transform = optax.contrib.schedule_free(optax.chain(optax.sgd(0.1), tail_average(0)), 0.1)
+    with pytest.raises(SmoljaxError, match="holds 2 averages"):
+        evaluation_params(transform.init(PARAMS), PARAMS)
+
+
+def test_leaves_that_have_no_average_are_named():
+    with pytest.raises(SmoljaxError, match="table is int32"):
+        tail_average(0).init({"table": jnp.ones(3, jnp.int32)})
+    with pytest.raises(SmoljaxError, match="holds w, which"):
+        evaluation_params(tail_average(0).init(PARAMS), {"b": PARAMS["b"]})
+
+
 def test_a_dtype_of_its_own_and_the_parameters_place():
     params = {"w": jnp.ones((2, 3), jnp.bfloat16)}
     link = ema_weights(0.9, dtype=jnp.float32)
