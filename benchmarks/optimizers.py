@@ -14,6 +14,7 @@ Command:   python benchmarks/optimizers.py --workdir=runs/quickstart [--only ada
 
 import argparse
 import math
+import os
 import statistics
 import subprocess
 import sys
@@ -22,6 +23,9 @@ from pathlib import Path
 
 from smoljax import files
 from smoljax.training.metrics import read_metrics
+
+# SOAP's QR and eigendecompositions go to LAPACK, whose threads would contend with XLA's own.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 CONFIG = "configs/ablations/optimizers.py"
 RESULTS = Path("benchmarks/results")
