@@ -5,7 +5,6 @@ Topologies by their cloud names: v5e-256, v5p-128 (64 chips), v6e-256, v5e-256x2
 Needs the extra "plan" (libtpu) for TPUs. Exit code 1 when the run does not fit.
 """
 
-import os
 from pathlib import Path
 
 from smoljax import command_line
@@ -31,9 +30,9 @@ def main(config: dict, workdir: Path, **options: str) -> int:
     search_number = _number("search", options["search"])
     minutes = _number("search_minutes", options["search_minutes"]) or 20.0
 
-    from smoljax.planning.environment import environment
+    from smoljax.planning.environment import compile_here
 
-    os.environ.update(environment(machine))
+    compile_here(machine)
     from smoljax import files
     from smoljax.planning.plan import make_plan
     from smoljax.planning.table import as_json, table

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from smoljax.errors import SmoljaxError
-from smoljax.optim.hyperparameters import check_number
+from smoljax.optim.hyperparameters import check_number, check_whole
 from smoljax.optim.partition import by_path, check_float
 
 
@@ -121,8 +121,7 @@ def _averages(state: optax.OptState) -> list[AverageState | optax.contrib.Schedu
 
 def _average(keep, start_step: int, dtype) -> optax.GradientTransformation:
     """average <- keep * average + (1 - keep) * W after update number start_step; W itself up to there."""
-    if isinstance(start_step, bool) or not isinstance(start_step, int) or start_step < 0:
-        raise SmoljaxError(f"start_step is {start_step!r}: give a whole number from 0")
+    check_whole("start_step", start_step, at_least=0)
 
     def init(params: optax.Params) -> AverageState:
         for path, leaf in by_path(params).items():

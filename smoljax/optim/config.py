@@ -1,11 +1,11 @@
 """The optimizer's settings, and what follows from them for each role and each step."""
 
 import dataclasses
-import math
 from collections.abc import Mapping
 
 from smoljax.errors import SmoljaxError
 from smoljax.optim import schedules
+from smoljax.optim.hyperparameters import check_number
 from smoljax.optim.muon import SCALES
 from smoljax.optim.newton_schulz import coefficient_rows
 from smoljax.optim.parametrization import Multipliers
@@ -149,15 +149,15 @@ class OptimizerConfig:
             _choice("no_decay_roles", role, ROLES)
         coefficient_rows(self.coefficients, self.newton_schulz_steps)
         for field in ("learning_rate", "adamw_learning_rate", "clip_norm", "qk_clip_tau"):
-            _positive(field, getattr(self, field))
+            self._check(field, above=0)
         for field in ("heads_per_matrix", "precondition_every", "num_cycles", "decay_power"):
-            _positive(field, getattr(self, field))
+            self._check(field, above=0)
         for field in ("b1", "b2", "momentum", "matrix_b2", "average_decay"):
-            _within(field, getattr(self, field), 0, 1)
+            self._check(field, at_least=0, at_most=1)
         for field in ("weight_decay", "warmup_steps", "eps"):
-            _within(field, getattr(self, field), 0, None)
+            self._check(field, at_least=0)
         for field in ("decay_fraction", "final_fraction"):
-            _within(field, getattr(self, field), 0, 1)
+            self._check(field, at_least=0, at_most=1)
         for role in self.groups:
             self.of_group(role)
         # Schedule-free moves another point than the one that is evaluated; on the sphere, what a clip takes from one head
@@ -170,6 +170,10 @@ class OptimizerConfig:
                 raise SmoljaxError(
                     f"config.optimizer.{field} is {getattr(self, field)!r}, which {self.name} cannot have: unset it"
                 )
+
+    def _check(self, field: str, **bounds: float) -> None:
+        if getattr(self, field) is not None:
+            check_number(f"config.optimizer.{field}", getattr(self, field), **bounds)
 
     def of_group(self, role: str) -> "OptimizerConfig":
         """These settings with what `groups` says of a role.
@@ -295,14 +299,3 @@ def _choice(field: str, value: object, choices: tuple) -> None:
         raise SmoljaxError(
             f"config.optimizer.{field} is {value!r}: choose one of {', '.join(map(repr, choices))}"
         )
-
-
-def _within(field: str, value: float, low: float, high: float | None) -> None:
-    if not value >= low or (high is not None and not value <= high):
-        expected = f"at least {low}" if high is None else f"from {low} to {high}"
-        raise SmoljaxError(f"config.optimizer.{field} is {value}: give a number {expected}")
-
-
-def _positive(field: str, value: float | None) -> None:
-    if value is not None and not (value > 0 and math.isfinite(value)):
-        raise SmoljaxError(f"config.optimizer.{field} is {value}: give a number above 0")

@@ -80,7 +80,6 @@ class PlannedRun(Run):
 
     Attributes:
       devices: what the mesh is made of.
-      slices: groups of equal size that the devices form, in order; more than one are joined by the network.
     """
 
     devices: tuple = ()
@@ -138,8 +137,9 @@ def compile_step(run: PlannedRun, topology: Topology) -> Compiled:
             seconds=time.monotonic() - start,
         )
     memory = compiled.memory_analysis()
-    arguments_and_temporaries = memory.argument_size_in_bytes + memory.temp_size_in_bytes
-    peak = getattr(memory, "peak_memory_in_bytes", 0) or arguments_and_temporaries
+    # The compiler's own peak leaves out what it could not pack, and then lies below its temporaries.
+    together = memory.argument_size_in_bytes + memory.temp_size_in_bytes
+    peak = max(getattr(memory, "peak_memory_in_bytes", 0), together)
     return Compiled(
         **sizes,
         temporaries=memory.temp_size_in_bytes,

@@ -3,7 +3,7 @@
 import dataclasses
 
 from smoljax.planning.changes import Change, cheapest
-from smoljax.planning.compiling import Compiled, compile_step, mesh_text, planned_run
+from smoljax.planning.compiling import Compiled, PlannedRun, compile_step, mesh_text, planned_run
 from smoljax.planning.estimate import (
     Estimate,
     Exchange,
@@ -33,7 +33,7 @@ class Plan:
       micro_batches: pieces of a batch.
       loss_chunk: tokens of a chunk of the loss.
       batch_parts: chips over which the batch is split.
-      attention: the attention that was compiled.
+      attention: the implementation that the config names.
       compiled: what the compiler says.
       program: what its program says; None when it does not fit, or for GPUs.
       exchanges: collectives, priced.
@@ -89,31 +89,11 @@ def make_plan(
     compiled = compile_step(run, topology)
     program, exchanges, costs = None, (), None
     if compiled.overflow is None:
-        times: Times
         if topology.chip.platform == "tpu":
             program = read(compiled.hlo)
             exchanges = _exchanges(program, mesh, topology)
-            passes = model.num_layers * training.micro_batches
-            per_token = model.flops_per_token(run.data.seq_len, attention="causal")
-            per_token -= model.flops_per_token(run.data.seq_len, attention="none")
-            all_tokens = run.data.batch_size * run.data.seq_len
-            times = times_of_program(
-                program,
-                exchanges,
-                topology.chip,
-                attention_flops=per_token / 3 * all_tokens / topology.num_chips / passes,
-                num_layer_passes=passes,
-            )
-        else:
-            times = roofline(
-                model,
-                topology,
-                seq_len=run.data.seq_len,
-                tokens=run.data.batch_size * run.data.seq_len,
-                params_split=mesh.shape["fsdp"],
-            )
         costs = estimate(
-            times,
+            _times(run, topology, program, exchanges),
             model,
             topology,
             seq_len=run.data.seq_len,
@@ -132,7 +112,7 @@ def make_plan(
         micro_batches=training.micro_batches,
         loss_chunk=training.loss_chunk,
         batch_parts=mesh.shape["data"] * mesh.shape["fsdp"],
-        attention=model.attention,
+        attention=model.attention or "of the platform",
         compiled=compiled,
         program=program,
         exchanges=exchanges,
@@ -145,7 +125,6 @@ def make_plan(
         exchanges=exchanges,
         kernel_runs=program.kernel_runs if program else None,
         free_bytes=topology.chip.hbm_bytes - plan.needs,
-        rows_per_chip=plan.batch_size / plan.batch_parts,
         seq_len=run.data.seq_len,
         batch_size=run.data.batch_size,
         micro_batches=training.micro_batches,
@@ -153,6 +132,28 @@ def make_plan(
         batch_parts=plan.batch_parts,
     )
     return dataclasses.replace(plan, changes=found)
+
+
+def _times(
+    run: PlannedRun, topology: Topology, program: Program | None, exchanges: tuple[Exchange, ...]
+) -> Times:
+    """Seconds of a step: from the compiled program, or in closed form where there is none."""
+    model, seq_len = run.model, run.data.seq_len
+    tokens = run.data.batch_size * seq_len
+    if program is None:
+        return roofline(
+            model, topology, seq_len=seq_len, tokens=tokens, params_split=run.mesh.shape["fsdp"]
+        )
+    passes = model.num_layers * run.training.micro_batches
+    per_token = model.flops_per_token(seq_len, attention="causal")
+    per_token -= model.flops_per_token(seq_len, attention="none")
+    return times_of_program(
+        program,
+        exchanges,
+        topology.chip,
+        attention_flops=per_token / 3 * tokens / topology.num_chips / passes,
+        num_layer_passes=passes,
+    )
 
 
 def _exchanges(program: Program, mesh, topology: Topology) -> tuple[Exchange, ...]:

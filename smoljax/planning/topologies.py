@@ -18,9 +18,7 @@ class Chip:
       platform: "tpu" or "gpu".
       peak_flops: dense bf16 FLOP/s.
       hbm_bytes: memory that a program may use.
-      hbm_bandwidth: bytes/s of it.
       link_bandwidth: bytes/s one way, over all links that one axis of a torus has (TPU), or over the switch inside a node (GPU).
-      torus_axes: axes of the torus that collectives over many chips can use at once; 1 behind a switch.
       network_bandwidth: bytes/s one way and per chip between slices or nodes.
       clock: Hz, in which the compiler counts its estimated cycles; 0 where there is no such estimate.
     """
@@ -29,9 +27,7 @@ class Chip:
     platform: str
     peak_flops: float
     hbm_bytes: float
-    hbm_bandwidth: float
     link_bandwidth: float
-    torus_axes: int
     network_bandwidth: float
     clock: float
 
@@ -42,13 +38,13 @@ class Chip:
 # v5e's memory is what its compiler grants (15.75 GiB), v6e's likewise (31.25); v4's and v5p's are nominal.
 # GPUs: nvidia.com data sheets (SXM, dense bf16); NVLink per GPU one way, and 400 Gbit/s of InfiniBand per GPU (A100: 200).
 CHIPS = {
-    "v4": Chip("v4", "tpu", 275e12, 32 * GIB, 1.228e12, 2 * 45e9, 3, 6.25e9, 1.05e9),
-    "v5e": Chip("v5e", "tpu", 197e12, 15.75 * GIB, 0.819e12, 2 * 45e9, 2, 3.125e9, 1.5e9),
-    "v5p": Chip("v5p", "tpu", 459e12, 95 * GIB, 2.765e12, 2 * 90e9, 3, 6.25e9, 1.75e9),
-    "v6e": Chip("v6e", "tpu", 918e12, 31.25 * GIB, 1.64e12, 2 * 90e9, 2, 12.5e9, 1.75e9),
-    "a100": Chip("a100", "gpu", 312e12, 80e9, 2.039e12, 300e9, 1, 25e9, 0),
-    "h100": Chip("h100", "gpu", 989e12, 80e9, 3.35e12, 450e9, 1, 50e9, 0),
-    "h200": Chip("h200", "gpu", 989e12, 141e9, 4.8e12, 450e9, 1, 50e9, 0),
+    "v4": Chip("v4", "tpu", 275e12, 32 * GIB, 2 * 45e9, 6.25e9, 1.05e9),
+    "v5e": Chip("v5e", "tpu", 197e12, 15.75 * GIB, 2 * 45e9, 3.125e9, 1.5e9),
+    "v5p": Chip("v5p", "tpu", 459e12, 95 * GIB, 2 * 90e9, 6.25e9, 1.75e9),
+    "v6e": Chip("v6e", "tpu", 918e12, 31.25 * GIB, 2 * 90e9, 12.5e9, 1.75e9),
+    "a100": Chip("a100", "gpu", 312e12, 80e9, 300e9, 25e9, 0),
+    "h100": Chip("h100", "gpu", 989e12, 80e9, 450e9, 50e9, 0),
+    "h200": Chip("h200", "gpu", 989e12, 141e9, 450e9, 50e9, 0),
 }
 GPUS_PER_NODE = 8
 

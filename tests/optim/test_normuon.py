@@ -99,7 +99,10 @@ def test_heads_splits_and_layers_are_matrices_of_their_own():
         for head in range(4)
     }
     alone = normuon(1.0)
-    take = lambda x: {name: part(x) for name, part in pairs.items()}  # noqa: E731
+
+    def take(x):
+        return {name: part(x) for name, part in pairs.items()}
+
     state = alone.init(take(params))
     for step in range(4):
         want, state = jax.jit(alone.update)(take(gradients(step, shapes)), state, take(params))

@@ -5,12 +5,11 @@ needs libtpu of the pinned version). NAMEs are like smollm3_3b.v5e-256; without 
 """
 
 import importlib.metadata
-import os
 import sys
 from pathlib import Path
 
 from smoljax.command_line import load_config
-from smoljax.planning.environment import environment
+from smoljax.planning.environment import compile_here
 from smoljax.planning.topologies import topology
 
 ROOT = Path(__file__).parent.parent.parent
@@ -36,7 +35,7 @@ def text(name: str) -> str:
     """The figures of one config on one machine, with 4 sequences per chip."""
     stem, machine_name = name.split(".")
     machine = topology(machine_name)
-    os.environ.update(environment(machine))
+    compile_here(machine)
     from smoljax.planning.plan import make_plan
 
     config = load_config(str(ROOT / "configs" / f"{stem}.py"))

@@ -27,7 +27,6 @@ def asked():
         exchanges=(Exchange("fsdp", "all-gather", 512, 1.3e12, 7.0, 7.0),),
         kernel_runs=108,
         free_bytes=9 * GIB,
-        rows_per_chip=4.0,
         seq_len=4096,
         batch_size=1024,
         micro_batches=1,
@@ -59,6 +58,6 @@ def test_what_does_not_fit_is_told_how_to_shrink(asked):
 
 
 def test_one_sequence_per_chip_cannot_be_split(asked):
-    asked |= {"times": None, "free_bytes": -GIB, "rows_per_chip": 1.0}
+    asked |= {"times": None, "free_bytes": -GIB, "batch_size": 256}
     flags = [change.flags for change in cheapest(MODEL, **asked)]
     assert not any("micro_batches" in flag for flag in flags)
