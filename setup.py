@@ -29,6 +29,9 @@ EXTRAS = {
         "pypdfium2>=4.30",
         "xxhash>=3.5",
         "fsspec>=2024.6",
+        "numba>=0.61",
+        "ftfy>=6.3",
+        "tldextract>=5.1",
     ],
     "report": ["matplotlib>=3.9"],
     "eval": ["lm-eval>=0.4.9"],
@@ -49,6 +52,7 @@ EXTRAS = {
         "importlib_resources>=6",  # TensorFlow Datasets' writers import it without asking for it
         "nbclient>=0.10",
         "ipykernel>=6",
+        "datatrove[processing]==0.10.*",  # the oracle of curation's decisions; holds trafilatura below 1.12
     ],
     # Peers that a claim is measured against; torch is pinned because the plain name pulls several GB of CUDA.
     "test-hf": ["torch==2.13.0", "transformers>=4.57"],
