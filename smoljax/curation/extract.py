@@ -49,17 +49,7 @@ def extract(raw: pa.RecordBatch) -> tuple[pa.RecordBatch, pa.RecordBatch]:
             text = "" if media_type == "application/pdf" else content.decode("utf-8", "replace")
         texts.append(text)
         reasons.append(reason)
-    rows = raw.num_rows
-    documents = pa.RecordBatch.from_arrays(
-        [
-            *(raw.column(name) for name in ("id", "source", "path", "media_type")),
-            pa.array(texts, pa.string()),
-            pa.nulls(rows, pa.string()),
-            pa.nulls(rows, pa.float32()),
-        ],
-        schema=schema.DOCUMENT,
-    )
-    return schema.part(documents, reasons)
+    return schema.part(schema.documents(raw, texts), reasons)
 
 
 def is_code(media_type: str) -> bool:

@@ -27,12 +27,16 @@ _BATCH_ROWS = 512
 
 @dataclass(frozen=True)
 class Document:
-    """One document as it lies in the input; `damage` is None, or the rule under which it is removed."""
+    """One document as it lies in the input; `damage` is None, or the rule under which it is removed.
+
+    `url` is where it was fetched from, if the input says so.
+    """
 
     path: str
     media_type: str
     content: bytes = b""
     damage: str | None = None
+    url: str | None = None
 
 
 def read(
@@ -107,6 +111,7 @@ def _batch(source: str, rows: list[Document]) -> tuple[pa.RecordBatch, pa.Record
             pa.array([document_id(source, row.path) for row in rows], pa.string()),
             pa.array([source] * len(rows), pa.string()),
             pa.array([row.path for row in rows], pa.string()),
+            pa.array([row.url for row in rows], pa.string()),
             pa.array([row.media_type for row in rows], pa.string()),
             pa.array([row.content for row in rows], pa.binary()),
         ],
@@ -175,7 +180,9 @@ def _read_warc(piece: Piece, max_bytes: int) -> Iterator[Document]:
             max_bytes=max_bytes,
         ):
             path = f"{piece.name}#{record.offset} {record.uri}".rstrip()
-            yield Document(path, record.media_type, record.content, record.damage)
+            yield Document(
+                path, record.media_type, record.content, record.damage, record.uri or None
+            )
 
 
 def _read_jsonl(piece: Piece, max_bytes: int) -> Iterator[Document]:

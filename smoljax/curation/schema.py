@@ -17,21 +17,25 @@ RAW = pa.schema(
         pa.field("id", pa.string(), nullable=False),
         pa.field("source", pa.string(), nullable=False),
         pa.field("path", pa.string(), nullable=False),
+        pa.field("url", pa.string()),
         pa.field("media_type", pa.string(), nullable=False),
         pa.field("content", pa.binary(), nullable=False),
     ]
 )
 
-# What is written for training. The language is null where it was not asked for (code).
+# What is written for training. The url is null where the input has none, the language where it was not asked for
+# (code), and the size of the cluster of near-duplicates where none was looked for.
 DOCUMENT = pa.schema(
     [
         pa.field("id", pa.string(), nullable=False),
         pa.field("source", pa.string(), nullable=False),
         pa.field("path", pa.string(), nullable=False),
+        pa.field("url", pa.string()),
         pa.field("media_type", pa.string(), nullable=False),
         pa.field("text", pa.string(), nullable=False),
         pa.field("language", pa.string()),
         pa.field("language_score", pa.float32()),
+        pa.field("cluster_size", pa.int32()),
     ]
 )
 
@@ -58,16 +62,15 @@ def replace(batch: pa.RecordBatch, **columns: pa.Array) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays(arrays, schema=batch.schema)
 
 
+def documents(raw: pa.RecordBatch, texts: Sequence[str]) -> pa.RecordBatch:
+    """A DOCUMENT batch of raw rows and their texts; what later stages find out is null."""
+    columns = {name: raw.column(name) for name in ("id", "source", "path", "url", "media_type")}
+    columns["text"] = pa.array(texts, pa.string())
+    arrays = [columns.get(field.name, pa.nulls(raw.num_rows, field.type)) for field in DOCUMENT]
+    return pa.RecordBatch.from_arrays(arrays, schema=DOCUMENT)
+
+
 def removed_raw(raw: pa.RecordBatch) -> pa.RecordBatch:
     """Removed raw rows (RAW plus reason) as removed documents without text."""
-    rows = raw.num_rows
-    return pa.RecordBatch.from_arrays(
-        [
-            *(raw.column(name) for name in ("id", "source", "path", "media_type")),
-            pa.array([""] * rows, pa.string()),
-            pa.nulls(rows, pa.string()),
-            pa.nulls(rows, pa.float32()),
-            raw.column("reason"),
-        ],
-        schema=REMOVED,
-    )
+    blank = documents(raw, [""] * raw.num_rows)
+    return pa.RecordBatch.from_arrays([*blank.columns, raw.column("reason")], schema=REMOVED)
