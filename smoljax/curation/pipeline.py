@@ -1,74 +1,26 @@
-"""The steps of curation: extract, filter, deduplicate, split, assemble. Each is a set of work items.
+"""The steps of curation in their order, each a set of work items, and the folder of documents put together at the end.
 
-Folders under `<workdir>/curation/`, one per item and step:
-  extract/NNNNN/  kept.parquet, removed.parquet                  one item per input shard
-  filter/NNNNN/   kept.parquet, removed.parquet, hashes.npy      one item per extracted shard
-  dedup/all/      first.npy, rows.npy                            one item over all hashes
-  split/NNNNN/    train.parquet, heldout.parquet, removed.parquet
-and `<workdir>/documents/`, put together from the last step at once.
+Documents keep the order of their shards and of their rows in them. What an item writes is a pure function of its
+argument (`steps`), and an item's key is the hash of all that it depends on.
 """
 
-import functools
-import inspect
 import json
 import os
 import shutil
-import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import xxhash
 
 from smoljax import files
-from smoljax.curation import (
-    dedup,
-    extract,
-    filters,
-    language,
-    presets,
-    readers,
-    runner,
-    schema,
-    split,
-)
+from smoljax.curation import chain, runner, steps
 from smoljax.curation.shards import Shard
 from smoljax.errors import SmoljaxError
 
 # Raised when the same input and configuration give other output than before: finished items are then redone.
-CODE_VERSION = 1
-
-_FUNCTIONS = {
-    "length": filters.length,
-    "language": language.language,
-    "gopher_repetition": filters.gopher_repetition,
-    "gopher_quality": filters.gopher_quality,
-    "fineweb_lines": filters.fineweb_lines,
-    "code_quality": filters.code_quality,
-}
-
-
-def stages(preset: Mapping[str, Mapping]) -> list[tuple[str, schema.Stage]]:
-    """The filters of a preset, in the order in which they run, as functions of a batch alone."""
-    return [
-        (name, functools.partial(_FUNCTIONS[name], **preset[name]))
-        for name in presets.ORDER
-        if name in preset
-    ]
-
-
-def check_arguments(field: str, name: str, arguments: Mapping) -> None:
-    """Raises a SmoljaxError that names `field` when the filter `name` has no such argument, or lacks one."""
-    try:
-        inspect.signature(_FUNCTIONS[name]).bind(None, **arguments)
-    except TypeError as error:
-        known = [p for p in inspect.signature(_FUNCTIONS[name]).parameters if p != "batch"]
-        raise SmoljaxError(f"{field} has {error}: the filter takes {', '.join(known)}") from error
+CODE_VERSION = 2
 
 
 def hash_of(*parts: object) -> str:
@@ -88,59 +40,66 @@ def run_steps(
     shards: Sequence[Shard],
     workdir: Path,
     *,
-    chains: Mapping[str, Mapping],
+    presets: Mapping[str, Mapping],
     max_document_bytes: int,
     heldout_fractions: Mapping[str, float],
     workers: int,
 ) -> tuple[list[dict], list[dict]]:
-    """Runs all steps but the last and returns (split results in shard order, stage table)."""
+    """Runs all steps but the last and returns (results of the last step in shard order, stage table)."""
     root = workdir / "curation"
-    names = [f"{number:05d}" for number in range(len(shards))]
+    chains = [presets[shard.preset] for shard in shards]
+    run = _Runner(root, shards, workers)
 
-    def items(work, keys, arguments, sizes):
-        return [
-            runner.WorkItem(name, key, work, argument, size, f"{shard.source} shard {name}")
-            for name, key, argument, size, shard in zip(names, keys, arguments, sizes, shards)
-        ]
-
-    sizes = [sum(piece.size for piece in shard.pieces) for shard in shards]
-    keys = [hash_of("extract", CODE_VERSION, max_document_bytes, fingerprint(s)) for s in shards]
-    extract_items = items(_extract, keys, [(s, max_document_bytes) for s in shards], sizes)
-    extracted = runner.run(extract_items, root / "extract", workers=workers, stage="extract")
-
-    chain_of = [chains[shard.preset] for shard in shards]
-    keys = [hash_of("filter", CODE_VERSION, key, chain) for key, chain in zip(keys, chain_of)]
-    inputs = [(root / "extract" / name, chain) for name, chain in zip(names, chain_of)]
-    sizes = [manifest["result"]["text_bytes"] for manifest in extracted]
-    filtered = runner.run(
-        items(_filter, keys, inputs, sizes), root / "filter", workers=workers, stage="filter"
+    extracted = run.each(
+        "extract",
+        steps.extract,
+        keys=[
+            hash_of(fingerprint(shard), max_document_bytes, _up_to_extract(preset))
+            for shard, preset in zip(shards, chains)
+        ],
+        arguments=[(shard, preset, max_document_bytes) for shard, preset in zip(shards, chains)],
+        sizes=[sum(piece.size for piece in shard.pieces) for shard in shards],
     )
-
-    dedup_key = hash_of("dedup", CODE_VERSION, keys)
-    hashes = [root / "filter" / name for name in names]
-    one = runner.WorkItem("all", dedup_key, _dedup, hashes, sum(sizes), "all hashes")
-    deduplicated = runner.run([one], root / "dedup", workers=1, stage="dedup")
-
+    sizes = [result["text_bytes"] for result in extracted.results]
+    filtered = run.each(
+        "filter",
+        steps.filter,
+        keys=[hash_of(key, preset) for key, preset in zip(extracted.keys, chains)],
+        arguments=[(root / "extract" / name, preset) for name, preset in zip(run.names, chains)],
+        sizes=sizes,
+    )
+    exact = run.one(
+        "exact",
+        steps.exact,
+        key=hash_of(filtered.keys),
+        argument=[root / "filter" / name for name in run.names],
+        size=sum(sizes),
+    )
     fractions = [heldout_fractions[shard.source] for shard in shards]
-    keys = [hash_of("split", dedup_key, name, fractions[i]) for i, name in enumerate(names)]
-    inputs = [(root, name, fraction) for name, fraction in zip(names, fractions)]
-    parted = runner.run(
-        items(_split, keys, inputs, sizes), root / "split", workers=workers, stage="split"
+    finished = run.each(
+        "finish",
+        steps.finish,
+        keys=[hash_of(exact.keys, name, part) for name, part in zip(run.names, fractions)],
+        arguments=[(root, *rest) for rest in zip(run.names, chains, fractions)],
+        sizes=sizes,
     )
-    table = _stage_table(extracted, filtered, deduplicated, parted, workers)
-    return [manifest["result"] for manifest in parted], table
+    table = _stage_table((extracted, filtered, finished), chains)
+    for row in table:
+        if row["name"] == "dedup":
+            row["seconds"] = round(sum(exact.seconds), 2)
+    return finished.results, table
 
 
 def assemble(shards: Sequence[Shard], workdir: Path, manifest: Mapping) -> None:
-    """Puts `documents/` together: the split's files, numbered within each source, and the manifest."""
-    split_root = workdir / "curation" / "split"
+    """Puts `documents/` together: the last step's files, numbered within each source, and the manifest."""
+    finished = workdir / "curation" / "finish"
     numbers: Counter[str] = Counter()
     for left in workdir.glob(".documents.*"):  # By a run that was killed at this point.
         shutil.rmtree(left, ignore_errors=True)
     with files.atomic_directory(workdir / "documents") as folder:
         for number, shard in enumerate(shards):
             for part in ("train", "heldout", "removed"):
-                source = split_root / f"{number:05d}" / f"{part}.parquet"
+                source = finished / f"{number:05d}" / f"{part}.parquet"
                 target = folder / shard.source / part / f"{numbers[shard.source]:05d}.parquet"
                 target.parent.mkdir(parents=True, exist_ok=True)
                 try:
@@ -151,160 +110,87 @@ def assemble(shards: Sequence[Shard], workdir: Path, manifest: Mapping) -> None:
         files.atomic_write_json(folder / "manifest.json", manifest)
 
 
-def _extract(argument: tuple[Shard, int], folder: Path) -> dict:
-    shard, max_document_bytes = argument
-    counts = _Counts()
-    text_bytes = 0
-    with (
-        _Writer(folder / "kept.parquet", schema.DOCUMENT) as kept_file,
-        _Writer(folder / "removed.parquet", schema.REMOVED) as removed_file,
-    ):
-        for raw, damaged in readers.read(shard, max_document_bytes=max_document_bytes):
-            counts.add("read", raw.num_rows, damaged)
-            removed_file.write(schema.removed_raw(damaged))
-            start = time.monotonic()
-            kept, removed = extract.extract(raw)
-            counts.add("extract", kept.num_rows, removed, time.monotonic() - start)
-            kept_file.write(kept)
-            removed_file.write(removed)
-            text_bytes += kept.column("text").nbytes
-    return {"stages": counts.stages, "text_bytes": text_bytes}
+@dataclass(frozen=True)
+class _Done:
+    """A finished step: its items' keys, results and seconds, in order."""
+
+    keys: list[str]
+    results: list[dict]
+    seconds: list[float]
 
 
-def _filter(argument: tuple[Path, Mapping], folder: Path) -> dict:
-    extracted, preset = argument
-    chain = stages(preset)
-    counts = _Counts()
-    for name, _ in chain:
-        counts.add(name, 0, None)
-    hashes = [np.empty((0, 2), np.uint64)]
-    with (
-        _Writer(folder / "kept.parquet", schema.DOCUMENT) as kept_file,
-        _Writer(folder / "removed.parquet", schema.REMOVED) as removed_file,
-    ):
-        for batch in _batches(extracted, "kept.parquet"):
-            for name, stage in chain:
-                start = time.monotonic()
-                batch, removed = stage(batch)
-                counts.add(name, batch.num_rows, removed, time.monotonic() - start)
-                removed_file.write(removed)
-            kept_file.write(batch)
-            if batch.num_rows:
-                hashes.append(dedup.text_hashes(batch))
-    np.save(folder / "hashes.npy", np.concatenate(hashes))
-    return {"stages": counts.stages}
+class _Runner:
+    """Makes the work items of a step and runs them."""
+
+    def __init__(self, root: Path, shards: Sequence[Shard], workers: int):
+        self._root, self._shards, self._workers = root, shards, workers
+        self.names = [f"{number:05d}" for number in range(len(shards))]
+
+    def each(
+        self, step: str, work: Callable, *, keys: list[str], arguments: list, sizes: list[int]
+    ) -> _Done:
+        """One item per shard."""
+        labels = [f"{s.source} shard {name}" for s, name in zip(self._shards, self.names)]
+        return self._run(step, work, self.names, keys, arguments, sizes, labels)
+
+    def one(self, step: str, work: Callable, *, key: str, argument: object, size: int) -> _Done:
+        """One item over all shards."""
+        return self._run(step, work, ["all"], [key], [argument], [size], ["all shards"])
+
+    def _run(self, step, work, names, keys, arguments, sizes, labels) -> _Done:
+        keys = [hash_of(step, CODE_VERSION, key) for key in keys]
+        items = [
+            runner.WorkItem(name, key, work, argument, size, label)
+            for name, key, argument, size, label in zip(names, keys, arguments, sizes, labels)
+        ]
+        manifests = runner.run(items, self._root / step, workers=self._workers, stage=step)
+        return _Done(keys, [m["result"] for m in manifests], [m["seconds"] for m in manifests])
 
 
-def _dedup(folders: Sequence[Path], folder: Path) -> dict:
-    first = dedup.first_rows([np.load(runner.verified(f, "hashes.npy")) for f in folders])
-    # One array and the row counts: np.savez would put the time into the archive.
-    np.save(folder / "first.npy", np.concatenate([*first, np.empty(0, bool)]))
-    np.save(folder / "rows.npy", np.array([len(rows) for rows in first], np.int64))
-    kept = sum(int(rows.sum()) for rows in first)
-    removed = sum(map(len, first)) - kept
-    reasons = {"dedup:exact": removed} if removed else {}
-    return {"stages": {"dedup": {"kept": kept, "removed_by_reason": reasons, "seconds": 0.0}}}
+def _up_to_extract(preset: Mapping) -> list:
+    """What the output of extraction depends on: changed thresholds behind it do not read the input again."""
+    order = chain.stages(preset)
+    early = order[: order.index("extract") + 1]
+    return [early, {name: preset[name] for name in early if name in preset}]
 
 
-def _split(argument: tuple[Path, str, float], folder: Path) -> dict:
-    root, name, fraction = argument
-    rows = np.load(runner.verified(root / "dedup" / "all", "rows.npy"))
-    start = int(rows[: int(name)].sum())
-    first = np.load(runner.verified(root / "dedup" / "all", "first.npy"), mmap_mode="r")
-    sides = {side: {"documents": 0, "bytes": 0} for side in ("train", "heldout")}
-    removed_rows = 0
-    with (
-        _Writer(folder / "train.parquet", schema.DOCUMENT) as train,
-        _Writer(folder / "heldout.parquet", schema.DOCUMENT) as heldout,
-        _Writer(folder / "removed.parquet", schema.REMOVED) as removed_file,
-    ):
-        for step in ("extract", "filter"):
-            for batch in _batches(root / step / name, "removed.parquet"):
-                removed_file.write(batch)
-                removed_rows += batch.num_rows
-        for batch in _batches(root / "filter" / name, "kept.parquet"):
-            new = first[start : start + batch.num_rows]
-            start += batch.num_rows
-            batch, removed = schema.part(batch, [None if row else "dedup:exact" for row in new])
-            removed_file.write(removed)
-            removed_rows += removed.num_rows
-            chosen = split.heldout(batch, fraction)
-            for side, writer, mask in (
-                ("train", train, pc.invert(chosen)),
-                ("heldout", heldout, chosen),
-            ):
-                part = batch.filter(mask)
-                writer.write(part)
-                sides[side]["documents"] += part.num_rows
-                sides[side]["bytes"] += pc.sum(pc.binary_length(part.column("text"))).as_py() or 0
-    return {**sides, "removed": removed_rows}
-
-
-class _Writer:
-    """A Parquet file of one row group per batch; the same batches give the same bytes."""
-
-    def __init__(self, path: Path, batch_schema: pa.Schema):
-        self._path, self._schema = path, batch_schema
-
-    def __enter__(self) -> "_Writer":
-        self._file = pq.ParquetWriter(self._path, self._schema, compression="zstd")
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
-
-    def write(self, batch: pa.RecordBatch) -> None:
-        if batch.num_rows:
-            self._file.write_batch(batch.cast(self._schema))
-
-
-class _Counts:
-    """Kept and removed rows and seconds by stage, summed over batches."""
-
-    def __init__(self):
-        self.stages: dict[str, dict] = {}
-
-    def add(
-        self, stage: str, kept: int, removed: pa.RecordBatch | None, seconds: float = 0.0
-    ) -> None:
-        entry = self.stages.setdefault(stage, {"kept": 0, "removed_by_reason": {}, "seconds": 0.0})
-        entry["kept"] += kept
-        entry["seconds"] = round(entry["seconds"] + seconds, 4)
-        if removed is not None:
-            reasons = entry["removed_by_reason"]
-            for reason, count in Counter(removed.column("reason").to_pylist()).items():
-                reasons[reason] = reasons.get(reason, 0) + count
-
-
-def _batches(folder: Path, name: str):
-    table = pq.ParquetFile(runner.verified(folder, name))
-    for group in range(table.num_row_groups):
-        yield from table.iter_batches(1 << 20, [group])
-
-
-def _stage_table(extracted, filtered, deduplicated, parted, workers: int) -> list[dict]:
+def _stage_table(done: Sequence[_Done], chains: Sequence[Mapping]) -> list[dict]:
     """The stages in the order in which they run, with counts summed over items."""
     totals: dict[str, dict] = {}
-    for manifest in [*extracted, *filtered, *deduplicated]:
-        for name, entry in manifest["result"]["stages"].items():
-            total = totals.setdefault(
-                name, {"kept": 0, "removed_by_reason": Counter(), "seconds": 0.0}
-            )
-            total["kept"] += entry["kept"]
-            total["removed_by_reason"].update(entry["removed_by_reason"])
-            total["seconds"] += entry["seconds"]
-    totals["dedup"]["seconds"] = deduplicated[0]["seconds"]
+    for step in done:
+        for result in step.results:
+            for name, entry in result["stages"].items():
+                total = totals.setdefault(
+                    name,
+                    {"kept": 0, "kept_bytes": 0, "removed_by_reason": Counter(), "seconds": 0.0},
+                )
+                for field in ("kept", "kept_bytes", "seconds"):
+                    total[field] += entry[field]
+                total["removed_by_reason"].update(entry["removed_by_reason"])
     return [
         {
             "name": name,
             "kept": totals[name]["kept"],
             "removed": sum(totals[name]["removed_by_reason"].values()),
             "removed_by_reason": dict(sorted(totals[name]["removed_by_reason"].items())),
+            "kept_bytes": totals[name]["kept_bytes"],
             "seconds": round(totals[name]["seconds"], 2),
         }
-        for name in ("read", "extract", *presets.ORDER, "dedup")
+        for name in _merged_order(chains)
         if name in totals
     ]
+
+
+def _merged_order(chains: Sequence[Mapping]) -> list[str]:
+    """The stages of all chains, each chain's order kept where they agree."""
+    merged = ["read"]
+    for preset in chains:
+        order = chain.stages(preset)
+        for position, name in enumerate(order):
+            if name not in merged:
+                following = (merged.index(n) for n in order[position:] if n in merged)
+                merged.insert(next(following, len(merged)), name)
+    return merged
 
 
 def _jsonable(value: object) -> object:

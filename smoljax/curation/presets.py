@@ -6,30 +6,33 @@ document  Documents that somebody chose (manuals, books, PDFs): prose with table
 code      Program text: the rules of Codex and The Stack, no language, no rules about prose.
 """
 
-# The order in which the filters of a preset run. Cheap ones and those that remove most come first.
-ORDER = (
-    "length",
-    "language",
-    "gopher_repetition",
-    "gopher_quality",
-    "fineweb_lines",
-    "code_quality",
-)
-
 
 def defaults() -> dict[str, dict[str, dict]]:
-    """preset -> filter -> its arguments, as plain values for a config.
+    """preset -> {"order": its stages, stage: arguments}, as plain values for a config (see `chain`).
 
-    A filter that a preset does not name does not run. Thresholds that are not named here are the filter's own.
+    Thresholds that are not named here are the filter's own.
     """
     return {
         "web": {
+            "order": (
+                "extract",
+                "language",
+                "gopher_repetition",
+                "gopher_quality",
+                "fineweb_lines",
+                "dedup",
+            ),
             "language": {"languages": ("en",), "min_score": 0.65},
-            "gopher_repetition": {},
-            "gopher_quality": {},
-            "fineweb_lines": {},
         },
         "document": {
+            "order": (
+                "extract",
+                "length",
+                "language",
+                "gopher_repetition",
+                "gopher_quality",
+                "dedup",
+            ),
             # A page with 200 characters says little; a whole manual in one file is welcome.
             "length": {"min_characters": 200, "max_characters": 5_000_000},
             # Markup, tables and names lower the score of an English manual: 0.65 would remove change logs.
@@ -55,8 +58,8 @@ def defaults() -> dict[str, dict[str, dict]]:
             },
         },
         "code": {
+            "order": ("extract", "length", "code_quality", "dedup"),
             # Empty packages and one-line modules teach nothing.
             "length": {"min_characters": 100, "max_characters": 1_000_000},
-            "code_quality": {},
         },
     }

@@ -11,7 +11,7 @@ from types import ModuleType
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from smoljax.curation import pipeline, presets, runner
+from smoljax.curation import chain, pipeline, presets, runner
 from smoljax.curation import sources as sources_module
 from smoljax.errors import SmoljaxError
 
@@ -26,7 +26,7 @@ class CurationConfig:
       recipe: path of a file with `sources(workdir, **arguments) -> tuple of sources`; looked for from the working
         directory, then beside the smoljax package.
       arguments: what the recipe is called with.
-      presets: preset -> filter -> its arguments (`presets.defaults()`).
+      presets: preset -> its stages and their arguments (`chain`; by default `presets.defaults()`).
       heldout_fraction: share of documents that is held out, chosen by the hash of their text.
       heldout_fractions: the same for single sources, by name.
       shard_bytes: about how many input bytes one work item reads.
@@ -53,16 +53,8 @@ class CurationConfig:
                 raise SmoljaxError(
                     f"config.curation.{label} is {fraction}: it must be at least 0 and below 1"
                 )
-        for preset, chain in self.presets.items():
-            for name in chain:
-                if name not in presets.ORDER:
-                    raise SmoljaxError(
-                        f"config.curation.presets.{preset}.{name} is not a filter: "
-                        f"there are {', '.join(presets.ORDER)}"
-                    )
-                pipeline.check_arguments(
-                    f"config.curation.presets.{preset}.{name}", name, chain[name]
-                )
+        for name, preset in self.presets.items():
+            chain.check(f"config.curation.presets.{name}", preset)
 
 
 def curate(config: CurationConfig, workdir: Path | str, *, workers: int | None = None) -> dict:
@@ -92,7 +84,7 @@ def curate(config: CurationConfig, workdir: Path | str, *, workers: int | None =
         results, stage_table = pipeline.run_steps(
             shards,
             workdir,
-            chains=config.presets,
+            presets=config.presets,
             max_document_bytes=config.max_document_bytes,
             heldout_fractions=fractions,
             workers=workers,

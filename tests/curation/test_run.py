@@ -201,7 +201,7 @@ def test_deleting_documents_or_one_item_rebuilds_the_same(corpus, tmp_path):
     run = tmp_path / "run"
     curate(config(corpus), run, workers=1)
     before = tree(run)
-    for gone in ("documents", "curation/filter/00001", "curation/split/00002"):
+    for gone in ("documents", "curation/filter/00001", "curation/finish/00002"):
         shutil.rmtree(run / gone)
         shutil.rmtree(run / "documents", ignore_errors=True)
         curate(config(corpus), run, workers=1)
@@ -232,7 +232,7 @@ def test_damaged_intermediate_file_is_named(corpus, tmp_path):
     path.unlink()
     path.write_bytes(data)
     shutil.rmtree(run / "documents")
-    shutil.rmtree(run / "curation/split")
+    shutil.rmtree(run / "curation/finish")
     with pytest.raises(SmoljaxError, match=r"filter/00000/kept\.parquet is damaged"):
         curate(config(corpus), run, workers=1)
 
@@ -263,13 +263,24 @@ def test_empty_corpus(tmp_path):
         ),
         ({"shard_bytes": 0}, "shard_bytes is 0"),
         (
-            {"presets": {"document": {"no_such_filter": {}}}},
-            "presets.document.no_such_filter is not a filter",
+            {"presets": {"document": {"order": ("extract", "no_such_filter")}}},
+            "presets.document.order names 'no_such_filter'",
         ),
-        ({"presets": {"code": {}}}, "source 'html' asks for preset 'document'"),
         (
-            {"presets": {"document": {"length": {"min_words": 3}}, "code": {}}},
+            {"presets": {"code": {"order": ("extract",)}}},
+            "source 'html' asks for preset 'document'",
+        ),
+        (
+            {"presets": {"document": {"order": ("extract", "length"), "length": {"min_words": 3}}}},
             "presets.document.length",
+        ),
+        (
+            {"presets": {"document": {"order": ("extract",), "length": {"min_characters": 3}}}},
+            "presets.document.length does not run",
+        ),
+        (
+            {"presets": {"document": {"order": ("length", "extract")}}},
+            "has 'length' before \"extract\"",
         ),
         ({"shards_bytes": 3}, "did you mean curation.shard_bytes"),
     ],

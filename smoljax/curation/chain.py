@@ -1,0 +1,170 @@
+"""From a preset, which is plain values, to the stages that the documents of a shard pass.
+
+A preset names its stages in order, and gives the arguments of those that do not take their defaults:
+  {"order": ("url", "extract", "language", "gopher_quality", "dedup", "pii"),
+   "language": {"languages": ("en", "fr"), "min_score": 0.65},
+   "by_language": {"fr": {"gopher_quality": {"min_mean_word_length": 2}}}}
+"extract" turns pages into text; before it only "url" can run. "dedup" compares the documents of all shards; what
+stands before it and behind it sees one document at a time. `by_language` adds to a stage's arguments, or replaces
+them, for the documents of one language.
+"""
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import pyarrow as pa
+
+from smoljax.curation import extract, filters, language, schema
+from smoljax.errors import SmoljaxError
+
+# Of documents without a language, as the filters of words take them.
+_LANGUAGE = "en"
+
+_FILTERS: dict[str, schema.Stage] = {
+    "language": language.language,
+    **{name: getattr(filters, name) for name in filters.__all__},
+}
+_FORMATTERS: dict[str, Callable[..., pa.RecordBatch]] = {}
+_ON_PAGES = ("url",)
+
+
+class Step(NamedTuple):
+    """One stage of a chain, with its arguments.
+
+    Attributes:
+      name: of the stage.
+      run: RecordBatch -> (kept, removed).
+      arguments: language -> arguments of the filter; the entry None holds for all others.
+    """
+
+    name: str
+    run: schema.Stage
+    arguments: Mapping[str | None, Mapping]
+
+
+class Chain(NamedTuple):
+    """The stages of a preset, in the stretches in which they run."""
+
+    pages: tuple[Step, ...]
+    extract: Step
+    before_dedup: tuple[Step, ...]
+    dedup: Mapping | None
+    after_dedup: tuple[Step, ...]
+
+
+def build(preset: Mapping) -> Chain:
+    """The chain of a preset; one for each shard, since a formatter may count from document to document."""
+    order = tuple(preset["order"])
+    at, end = order.index("extract"), len(order)
+    dedup = order.index("dedup") if "dedup" in order else end
+    steps = {name: _step(name, preset) for name in order if name != "dedup"}
+
+    def stretch(names: tuple[str, ...]) -> tuple[Step, ...]:
+        return tuple(steps[name] for name in names)
+
+    return Chain(
+        pages=stretch(order[:at]),
+        extract=steps["extract"],
+        before_dedup=stretch(order[at + 1 : dedup]),
+        dedup=dict(preset.get("dedup", {})) if dedup < end else None,
+        after_dedup=stretch(order[dedup + 1 :]),
+    )
+
+
+def check(field: str, preset: Mapping) -> None:
+    """Raises a SmoljaxError that names the entry below `field` which is no stage, or has wrong arguments."""
+    known = {"extract", "dedup", *_FILTERS, *_FORMATTERS}
+    order = tuple(preset.get("order", ()))
+    for name in order:
+        if name not in known:
+            raise SmoljaxError(
+                f"{field}.order names {name!r}: there are {', '.join(sorted(known))}"
+            )
+    if order.count("extract") != 1 or len(set(order)) != len(order):
+        raise SmoljaxError(f'{field}.order is {order}: it must name "extract", and nothing twice')
+    early = [name for name in order[: order.index("extract")] if name not in _ON_PAGES]
+    if early:
+        raise SmoljaxError(
+            f'{field}.order has {early[0]!r} before "extract": it needs the text of the page, put it behind'
+        )
+    for name in preset:
+        if name not in ("order", "by_language") and name not in order:
+            raise SmoljaxError(
+                f"{field}.{name} does not run: {field}.order names {', '.join(order)}"
+            )
+    for name in order:
+        _check_arguments(f"{field}.{name}", name, preset.get(name, {}))
+        for code, overrides in preset.get("by_language", {}).items():
+            if name in overrides:
+                _check_arguments(
+                    f"{field}.by_language.{code}.{name}",
+                    name,
+                    {**preset.get(name, {}), **overrides[name]},
+                )
+
+
+def stages(preset: Mapping) -> tuple[str, ...]:
+    """Names of a preset's stages, in order."""
+    return tuple(preset["order"])
+
+
+def _step(name: str, preset: Mapping) -> Step:
+    arguments: dict[str | None, Mapping] = {None: dict(preset.get(name, {}))}
+    for code, overrides in preset.get("by_language", {}).items():
+        if name in overrides:
+            arguments[code] = {**arguments[None], **overrides[name]}
+    if name in _FORMATTERS:
+        return Step(name, functools.partial(_format, _FORMATTERS[name], arguments[None]), arguments)
+    function = extract.extract if name == "extract" else _FILTERS[name]
+    reads_language = "language" in inspect.signature(function).parameters
+    if len(arguments) == 1 and not reads_language:
+        return Step(name, functools.partial(function, **arguments[None]), arguments)
+    run = functools.partial(_by_language, function, arguments, reads_language)
+    return Step(name, run, arguments)
+
+
+def _format(
+    formatter: Callable[..., pa.RecordBatch], arguments: Mapping, batch: pa.RecordBatch
+) -> tuple[pa.RecordBatch, pa.RecordBatch]:
+    return schema.part(formatter(batch, **arguments), [None] * batch.num_rows)
+
+
+def _by_language(
+    function: Callable,
+    arguments: Mapping[str | None, Mapping],
+    reads_language: bool,
+    batch: pa.RecordBatch,
+) -> tuple[pa.RecordBatch, pa.RecordBatch]:
+    """Runs a filter on the rows of each language with the arguments of that language; rows keep their order."""
+    languages = [code or _LANGUAGE for code in batch.column("language").to_pylist()]
+    rows = pa.array(range(batch.num_rows), pa.int64())
+    numbered = batch.append_column("row", rows)
+    kept, removed = [], []
+    for code in sorted(set(languages)) or [_LANGUAGE]:
+        given = dict(arguments.get(code, arguments[None]))
+        if reads_language:
+            given["language"] = code
+        part = numbered.filter(pa.array([language == code for language in languages], pa.bool_()))
+        kept_part, removed_part = function(part, **given)
+        kept.append(kept_part)
+        removed.append(removed_part)
+    return _in_order(kept), _in_order(removed)
+
+
+def _in_order(parts: list[pa.RecordBatch]) -> pa.RecordBatch:
+    table = pa.Table.from_batches(parts).sort_by("row").drop_columns(["row"]).combine_chunks()
+    batches = table.to_batches()
+    return batches[0] if batches else pa.RecordBatch.from_pylist([], schema=table.schema)
+
+
+def _check_arguments(field: str, name: str, arguments: Mapping) -> None:
+    if name == "dedup":
+        return
+    function = extract.extract if name == "extract" else (_FILTERS | _FORMATTERS)[name]
+    try:
+        inspect.signature(function).bind(None, **arguments)
+    except TypeError as error:
+        known = [p for p in inspect.signature(function).parameters if p not in ("batch", "text")]
+        raise SmoljaxError(f"{field} has {error}: it takes {', '.join(known)}") from error

@@ -1,0 +1,82 @@
+"""What a work item writes into its folder: Parquet files of documents, and counts by stage."""
+
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from smoljax.curation import runner, schema
+from smoljax.curation.chain import Step
+
+
+class Writer:
+    """A Parquet file of one row group per batch; the same batches give the same bytes."""
+
+    def __init__(self, path: Path, batch_schema: pa.Schema):
+        self._path, self._schema = path, batch_schema
+
+    def __enter__(self) -> "Writer":
+        self._file = pq.ParquetWriter(self._path, self._schema, compression="zstd")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def write(self, batch: pa.RecordBatch) -> None:
+        """Adds a row group; a batch without rows adds nothing."""
+        if batch.num_rows:
+            self._file.write_batch(batch.cast(self._schema))
+
+
+def read(folder: Path, name: str) -> Iterator[pa.RecordBatch]:
+    """The row groups of a finished item's file, after its content was compared with the manifest."""
+    table = pq.ParquetFile(runner.verified(folder, name))
+    for group in range(table.num_row_groups):
+        yield from table.iter_batches(1 << 20, [group])
+
+
+def text_bytes(batch: pa.RecordBatch) -> int:
+    """UTF-8 bytes of the texts of a batch; 0 for raw pages."""
+    if "text" not in batch.schema.names:
+        return 0
+    return pc.sum(pc.binary_length(batch.column("text"))).as_py() or 0
+
+
+class Counts:
+    """Kept and removed rows, bytes of text and seconds by stage, summed over batches."""
+
+    def __init__(self):
+        self.stages: dict[str, dict] = {}
+
+    def run(self, step: Step, batch: pa.RecordBatch) -> tuple[pa.RecordBatch, pa.RecordBatch]:
+        """Runs a stage on a batch, and counts."""
+        start = time.monotonic()
+        kept, removed = step.run(batch)
+        self.add(step.name, kept, removed, time.monotonic() - start)
+        return kept, removed
+
+    def add(
+        self, stage: str, kept: pa.RecordBatch, removed: pa.RecordBatch, seconds: float = 0.0
+    ) -> None:
+        """Counts one batch of a stage."""
+        entry = self.expect(stage)
+        entry["kept"] += kept.num_rows
+        entry["kept_bytes"] += text_bytes(kept)
+        entry["seconds"] = round(entry["seconds"] + seconds, 4)
+        reasons = entry["removed_by_reason"]
+        for reason, count in Counter(removed.column("reason").to_pylist()).items():
+            reasons[reason] = reasons.get(reason, 0) + count
+
+    def expect(self, stage: str) -> dict:
+        """The entry of a stage, which is there even if no document reaches it."""
+        empty = {"kept": 0, "kept_bytes": 0, "removed_by_reason": {}, "seconds": 0.0}
+        return self.stages.setdefault(stage, empty)
+
+
+def without_text(removed: pa.RecordBatch) -> pa.RecordBatch:
+    """Removed rows as REMOVED documents: raw pages lose their bytes."""
+    return schema.removed_raw(removed) if "content" in removed.schema.names else removed
