@@ -15,7 +15,7 @@ from pathlib import Path
 import xxhash
 
 from smoljax import files
-from smoljax.curation import chain, runner, steps
+from smoljax.curation import chain, items, runner, steps
 from smoljax.curation.shards import Shard
 from smoljax.errors import SmoljaxError
 
@@ -38,17 +38,18 @@ def fingerprint(shard: Shard) -> str:
 
 def run_steps(
     shards: Sequence[Shard],
-    workdir: Path,
+    directory: str,
     *,
     presets: Mapping[str, Mapping],
     max_document_bytes: int,
     heldout_fractions: Mapping[str, float],
     workers: int,
+    beam_options: Sequence[str] | None,
 ) -> tuple[list[dict], list[dict]]:
-    """Runs all steps but the last and returns (results of the last step in shard order, stage table)."""
-    root = workdir / "curation"
+    """Runs all steps in `directory` and returns (results of the last step in shard order, stage table)."""
+    root = directory
     chains = [presets[shard.preset] for shard in shards]
-    run = _Runner(root, shards, workers)
+    run = _Runner(root, shards, {"workers": workers, "beam_options": beam_options})
 
     extracted = run.each(
         "extract",
@@ -65,14 +66,14 @@ def run_steps(
         "filter",
         steps.filter,
         keys=[hash_of(key, preset) for key, preset in zip(extracted.keys, chains)],
-        arguments=[(root / "extract" / name, preset) for name, preset in zip(run.names, chains)],
+        arguments=[(f"{root}/extract/{name}", preset) for name, preset in zip(run.names, chains)],
         sizes=sizes,
     )
     exact = run.one(
         "exact",
         steps.exact,
         key=hash_of(filtered.keys),
-        argument=[root / "filter" / name for name in run.names],
+        argument=[f"{root}/filter/{name}" for name in run.names],
         size=sum(sizes),
     )
     fractions = [heldout_fractions[shard.source] for shard in shards]
@@ -90,22 +91,22 @@ def run_steps(
     return finished.results, table
 
 
-def assemble(shards: Sequence[Shard], workdir: Path, manifest: Mapping) -> None:
+def assemble(shards: Sequence[Shard], directory: str, workdir: Path, manifest: Mapping) -> None:
     """Puts `documents/` together: the last step's files, numbered within each source, and the manifest."""
-    finished = workdir / "curation" / "finish"
     numbers: Counter[str] = Counter()
     for left in workdir.glob(".documents.*"):  # By a run that was killed at this point.
         shutil.rmtree(left, ignore_errors=True)
     with files.atomic_directory(workdir / "documents") as folder:
         for number, shard in enumerate(shards):
             for part in ("train", "heldout", "removed"):
-                source = finished / f"{number:05d}" / f"{part}.parquet"
+                source = items.verified(f"{directory}/finish/{number:05d}", f"{part}.parquet")
                 target = folder / shard.source / part / f"{numbers[shard.source]:05d}.parquet"
                 target.parent.mkdir(parents=True, exist_ok=True)
                 try:
                     os.link(source, target)
                 except OSError:  # Another file system, or one without links.
                     shutil.copyfile(source, target)
+            items.forget_fetched()
             numbers[shard.source] += 1
         files.atomic_write_json(folder / "manifest.json", manifest)
 
@@ -122,8 +123,8 @@ class _Done:
 class _Runner:
     """Makes the work items of a step and runs them."""
 
-    def __init__(self, root: Path, shards: Sequence[Shard], workers: int):
-        self._root, self._shards, self._workers = root, shards, workers
+    def __init__(self, root: str, shards: Sequence[Shard], options: Mapping):
+        self._root, self._shards, self._options = root, shards, options
         self.names = [f"{number:05d}" for number in range(len(shards))]
 
     def each(
@@ -139,11 +140,11 @@ class _Runner:
 
     def _run(self, step, work, names, keys, arguments, sizes, labels) -> _Done:
         keys = [hash_of(step, CODE_VERSION, key) for key in keys]
-        items = [
-            runner.WorkItem(name, key, work, argument, size, label)
+        todo = [
+            items.WorkItem(name, key, work, argument, size, label)
             for name, key, argument, size, label in zip(names, keys, arguments, sizes, labels)
         ]
-        manifests = runner.run(items, self._root / step, workers=self._workers, stage=step)
+        manifests = runner.run(todo, f"{self._root}/{step}", stage=step, **self._options)
         return _Done(keys, [m["result"] for m in manifests], [m["seconds"] for m in manifests])
 
 

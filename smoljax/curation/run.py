@@ -31,6 +31,8 @@ class CurationConfig:
       heldout_fractions: the same for single sources, by name.
       shard_bytes: about how many input bytes one work item reads.
       max_document_bytes: larger documents are removed unread.
+      directory: where the work items write; by default WORKDIR/curation. On Beam a URL that all workers can reach.
+      beam_options: Apache Beam's flags, () for its runner inside this process; None uses processes of this machine.
     """
 
     recipe: str
@@ -40,6 +42,8 @@ class CurationConfig:
     heldout_fractions: Mapping[str, float] = field(default_factory=dict)
     shard_bytes: int = 64 << 20
     max_document_bytes: int = 64 << 20
+    directory: str = ""
+    beam_options: tuple[str, ...] | None = None
 
     def __post_init__(self):
         for name in ("shard_bytes", "max_document_bytes"):
@@ -75,6 +79,7 @@ def curate(config: CurationConfig, workdir: Path | str, *, workers: int | None =
     """
     workdir = Path(workdir)
     workers = workers or len(os.sched_getaffinity(0))
+    directory = config.directory or str(workdir / "curation")
     with runner.only_run_in(workdir / "curation"):
         shards = sources_module.shards(_sources(config, workdir), config.shard_bytes)
         config_hash, inputs_hash, fractions = _hashes(config, shards)
@@ -83,11 +88,12 @@ def curate(config: CurationConfig, workdir: Path | str, *, workers: int | None =
             return finished
         results, stage_table = pipeline.run_steps(
             shards,
-            workdir,
+            directory,
             presets=config.presets,
             max_document_bytes=config.max_document_bytes,
             heldout_fractions=fractions,
             workers=workers,
+            beam_options=config.beam_options,
         )
         manifest = {
             "stages": stage_table,
@@ -97,7 +103,7 @@ def curate(config: CurationConfig, workdir: Path | str, *, workers: int | None =
         }
         if not any(source["train"]["documents"] for source in manifest["sources"].values()):
             raise SmoljaxError(_nothing_left(manifest))
-        pipeline.assemble(shards, workdir, manifest)
+        pipeline.assemble(shards, directory, workdir, manifest)
         return manifest
 
 

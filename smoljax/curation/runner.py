@@ -1,12 +1,7 @@
-"""Work items on a pool of processes: each leaves one folder, whole and with its manifest, or nothing.
-
-An item that is finished under the same key is not run again, so a killed run goes on where it stopped. What an
-item writes depends only on its argument: not on workers, order or interruptions.
-"""
+"""Runs work items: in this process, on a pool of processes, or on Apache Beam. The results do not differ."""
 
 import contextlib
 import fcntl
-import json
 import multiprocessing
 import os
 import shutil
@@ -14,45 +9,26 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from multiprocessing import connection
 from pathlib import Path
-from typing import Any
 
-import xxhash
-
-from smoljax import files
+from smoljax.curation import storage
+from smoljax.curation.items import WorkItem, finished, run_item
 from smoljax.errors import SmoljaxError
 from smoljax.progress import Progress
 
-_MANIFEST = "manifest.json"
 _MB = 10**6
 
 
-@dataclass(frozen=True)
-class WorkItem:
-    """One unit of work.
-
-    Attributes:
-      name: of its folder ("00012").
-      key: hash of everything that its output depends on (stage configuration, input fingerprint, code version).
-      work: a function at a module's top level, `work(argument, folder) -> JSON-able dict`; it writes its files
-        into `folder`, which is empty.
-      argument: picklable.
-      size: of its input, in bytes, for the progress line.
-      label: what it works on, for errors.
-    """
-
-    name: str
-    key: str
-    work: Callable[[Any, Path], dict]
-    argument: Any
-    size: int
-    label: str
-
-
-def run(items: Sequence[WorkItem], directory: Path, *, workers: int, stage: str) -> list[dict]:
+def run(
+    items: Sequence[WorkItem],
+    directory: Path | str,
+    *,
+    workers: int,
+    stage: str,
+    beam_options: Sequence[str] | None = None,
+) -> list[dict]:
     """Runs the items that are not finished and returns every item's manifest, in the order of `items`.
 
     `directory/<name>/` then holds what the item wrote and its manifest.json: {"key", "result", "files"}. Folders
@@ -60,24 +36,25 @@ def run(items: Sequence[WorkItem], directory: Path, *, workers: int, stage: str)
 
     Args:
       items: with distinct names.
-      directory: belongs to this stage alone.
+      directory: belongs to this stage alone; local, or a URL that every worker can write to.
       workers: processes; 1 works in this process.
       stage: for the progress line.
+      beam_options: run on Apache Beam with these options instead of processes of this machine.
 
     Raises:
       SmoljaxError: an item failed, or a worker died; what other items finished stays.
       KeyboardInterrupt: on Ctrl-C, after the workers have stopped.
     """
-    directory.mkdir(parents=True, exist_ok=True)
-    _remove_strangers(directory, {item.name for item in items})
-    manifests = {item.name: _finished(directory, item) for item in items}
+    directory = str(directory)
+    storage.make_folder(directory)
+    storage.remove_others(directory, {item.name for item in items})
+    manifests = {item.name: finished(item, directory) for item in items}
     todo = [item for item in items if manifests[item.name] is None]
     total = sum(item.size for item in items)
     done = total - sum(item.size for item in todo)
     progress = Progress(stage, total // _MB or None, unit="MB")
     progress.start_at(done // _MB)
-    finished = _in_pool if min(workers, len(todo)) > 1 else _in_process
-    with contextlib.closing(finished(todo, directory, min(workers, len(todo)))) as results:
+    with contextlib.closing(_finishing(todo, directory, workers, beam_options)) as results:
         for item, manifest in results:
             manifests[item.name] = manifest
             done += item.size
@@ -85,41 +62,6 @@ def run(items: Sequence[WorkItem], directory: Path, *, workers: int, stage: str)
     if todo:
         progress.close()
     return [manifests[item.name] for item in items]
-
-
-def run_item(item: WorkItem, directory: Path) -> dict:
-    """Runs one item and returns its manifest. Its folder appears whole; a pure function of the item."""
-    with files.atomic_directory(directory / item.name) as folder:
-        start = time.monotonic()
-        result = item.work(item.argument, folder)
-        manifest = {
-            "key": item.key,
-            "result": result,
-            "files": {
-                path.name: {"bytes": path.stat().st_size, "xxh3": _file_hash(path)}
-                for path in sorted(folder.iterdir())
-            },
-            "seconds": round(time.monotonic() - start, 3),
-        }
-        files.atomic_write_json(folder / _MANIFEST, manifest)
-    return manifest
-
-
-def verified(folder: Path, name: str) -> Path:
-    """The path of a file of a finished item, after its content was compared with the manifest.
-
-    Raises:
-      SmoljaxError: the file is missing or was changed.
-    """
-    path = folder / name
-    expected = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))["files"][name]["xxh3"]
-    found = _file_hash(path) if path.is_file() else "no file"
-    if found != expected:
-        raise SmoljaxError(
-            f"{path} is damaged: its hash is {found}, its manifest says {expected}; "
-            f"delete the folder {folder} and run the same command again"
-        )
-    return path
 
 
 @contextlib.contextmanager
@@ -146,39 +88,26 @@ def only_run_in(directory: Path, *, patience: float = 5.0) -> Iterator[None]:
         yield
 
 
-def _finished(directory: Path, item: WorkItem) -> dict | None:
-    folder = directory / item.name
-    try:
-        manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    if manifest.get("key") != item.key:
-        return None
-    for name, file in manifest["files"].items():
-        path = folder / name
-        if not path.is_file() or path.stat().st_size != file["bytes"]:
-            return None
-    return manifest
-
-
-def _remove_strangers(directory: Path, names: set[str]) -> None:
-    for path in directory.iterdir():
-        if path.is_dir() and path.name not in names:
-            shutil.rmtree(path, ignore_errors=True)
-
-
-def _in_process(
-    items: list[WorkItem], directory: Path, workers: int
+def _finishing(
+    todo: list[WorkItem], directory: str, workers: int, beam_options: Sequence[str] | None
 ) -> Iterator[tuple[WorkItem, dict]]:
-    for item in items:
-        yield item, run_item(item, directory)
+    workers = min(workers, len(todo))
+    if todo and beam_options is not None:
+        from smoljax.curation import beam
+
+        yield from beam.run(todo, directory, beam_options)
+    elif workers > 1:
+        yield from _in_pool(todo, Path(directory), workers)
+    else:
+        for item in todo:
+            yield item, run_item(item, directory)
 
 
 def _in_pool(
     items: list[WorkItem], directory: Path, workers: int
 ) -> Iterator[tuple[WorkItem, dict]]:
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["smoljax.curation.pipeline"])
+    context.set_forkserver_preload(["smoljax.curation.steps"])
     pool = {}
     for _ in range(workers):
         ours, theirs = context.Pipe()
@@ -244,7 +173,7 @@ def _serve(pipe: connection.Connection, directory: Path) -> None:
     while True:
         arrived.acquire()
         try:
-            answer = None, run_item(incoming.popleft(), directory)
+            answer = None, run_item(incoming.popleft(), str(directory))
         except Exception as error:
             answer = _portable(error), None
         try:
@@ -275,11 +204,3 @@ def _death(item: WorkItem, exit_code: int | None) -> str:
 def _remove_temporaries(directory: Path, item: WorkItem) -> None:
     for path in directory.glob(f".{item.name}.*"):
         shutil.rmtree(path, ignore_errors=True)
-
-
-def _file_hash(path: Path) -> str:
-    digest = xxhash.xxh3_128()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from smoljax.curation import runner, schema
+from smoljax.curation import items, schema
 from smoljax.curation.chain import Step
 
 
@@ -32,9 +32,9 @@ class Writer:
             self._file.write_batch(batch.cast(self._schema))
 
 
-def read(folder: Path, name: str) -> Iterator[pa.RecordBatch]:
+def read(folder: str, name: str) -> Iterator[pa.RecordBatch]:
     """The row groups of a finished item's file, after its content was compared with the manifest."""
-    table = pq.ParquetFile(runner.verified(folder, name))
+    table = pq.ParquetFile(items.verified(folder, name))
     for group in range(table.num_row_groups):
         yield from table.iter_batches(1 << 20, [group])
 

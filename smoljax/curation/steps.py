@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from smoljax.curation import chain, dedup, readers, runner, schema, shard_files, split
+from smoljax.curation import chain, dedup, items, readers, schema, shard_files, split
 from smoljax.curation.shards import Shard
 
 
@@ -39,7 +39,7 @@ def extract(argument: tuple[Shard, Mapping, int], folder: Path) -> dict:
     return {"stages": counts.stages, "text_bytes": total}
 
 
-def filter(argument: tuple[Path, Mapping], folder: Path) -> dict:
+def filter(argument: tuple[str, Mapping], folder: Path) -> dict:
     """Runs the stages before "dedup", and hashes what they keep."""
     extracted, preset = argument
     stages = chain.build(preset)
@@ -61,20 +61,20 @@ def filter(argument: tuple[Path, Mapping], folder: Path) -> dict:
     return {"stages": counts.stages}
 
 
-def exact(folders: Sequence[Path], folder: Path) -> dict:
+def exact(folders: Sequence[str], folder: Path) -> dict:
     """Finds equal texts in all shards: the first of them stays."""
-    first = dedup.first_rows([np.load(runner.verified(f, "hashes.npy")) for f in folders])
+    first = dedup.first_rows([np.load(items.verified(f, "hashes.npy")) for f in folders])
     # One array and the row counts: np.savez would put the time into the archive.
     np.save(folder / "first.npy", np.concatenate([*first, np.empty(0, bool)]))
     np.save(folder / "rows.npy", np.array([len(rows) for rows in first], np.int64))
     return {}
 
 
-def finish(argument: tuple[Path, str, Mapping, float], folder: Path) -> dict:
+def finish(argument: tuple[str, str, Mapping, float], folder: Path) -> dict:
     """Takes duplicates out of a shard, runs the stages behind "dedup", and parts train from held-out documents."""
     root, name, preset, fraction = argument
     stages = chain.build(preset)
-    first = _first_of(root / "exact" / "all", int(name))
+    first = _first_of(f"{root}/exact/all", int(name))
     counts = shard_files.Counts()
     sides = {side: {"documents": 0, "bytes": 0} for side in ("train", "heldout")}
     removed_rows = start = 0
@@ -87,10 +87,10 @@ def finish(argument: tuple[Path, str, Mapping, float], folder: Path) -> dict:
         }
         removed_file = files.enter_context(_removed(folder))
         for step in ("extract", "filter"):
-            for batch in shard_files.read(root / step / name, "removed.parquet"):
+            for batch in shard_files.read(f"{root}/{step}/{name}", "removed.parquet"):
                 removed_file.write(batch)
                 removed_rows += batch.num_rows
-        for batch in shard_files.read(root / "filter" / name, "kept.parquet"):
+        for batch in shard_files.read(f"{root}/filter/{name}", "kept.parquet"):
             new = first[start : start + batch.num_rows]
             start += batch.num_rows
             if stages.dedup is not None:
@@ -117,11 +117,11 @@ def _removed(folder: Path) -> shard_files.Writer:
     return shard_files.Writer(folder / "removed.parquet", schema.REMOVED)
 
 
-def _first_of(folder: Path, number: int) -> np.ndarray:
+def _first_of(folder: str, number: int) -> np.ndarray:
     """Of one shard: which rows hold their text for the first time."""
-    rows = np.load(runner.verified(folder, "rows.npy"))
+    rows = np.load(items.verified(folder, "rows.npy"))
     start = int(rows[:number].sum())
-    first = np.load(runner.verified(folder, "first.npy"), mmap_mode="r")
+    first = np.load(items.verified(folder, "first.npy"), mmap_mode="r")
     return first[start : start + int(rows[number])]
 
 

@@ -2,10 +2,12 @@
 
 import glob
 import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from smoljax import files
 from smoljax.errors import SmoljaxError
 
 _MAGIC = frozenset("*?[")
@@ -53,6 +55,73 @@ def open_file(path: str) -> BinaryIO:
     if is_remote(path):
         return _filesystem(path)[0].open(path, "rb")
     return open(path, "rb")
+
+
+def read_bytes(path: str) -> bytes:
+    """The content of a file; an OSError when there is none."""
+    with open_file(path) as file:
+        return file.read()
+
+
+def write_bytes(path: str, data: bytes) -> None:
+    """Writes a file, local (atomically) or at a URL."""
+    if is_remote(path):
+        filesystem, bare = _filesystem(path)
+        filesystem.pipe_file(bare, data)
+    else:
+        files.atomic_write_bytes(path, data)
+
+
+def size(path: str) -> int | None:
+    """Bytes of a file, or None when there is none."""
+    try:
+        return _filesystem(path)[0].size(path) if is_remote(path) else os.stat(path).st_size
+    except OSError:
+        return None
+
+
+def upload(local: Path, path: str) -> None:
+    """Writes a local file to a URL; it appears there whole, as object stores do it."""
+    filesystem, bare = _filesystem(path)
+    filesystem.put_file(str(local), bare)
+
+
+def download(path: str, local: Path) -> None:
+    """Fetches a URL to a local file."""
+    filesystem, bare = _filesystem(path)
+    filesystem.get_file(bare, str(local))
+
+
+def make_folder(path: str) -> None:
+    """Makes a local folder; an object store has none."""
+    if not is_remote(path):
+        os.makedirs(path, exist_ok=True)
+
+
+def remove(path: str) -> None:
+    """Removes a file or a folder with all that it holds, if it is there."""
+    if not is_remote(path):
+        if os.path.isfile(path):
+            os.unlink(path)
+        shutil.rmtree(path, ignore_errors=True)
+        return
+    filesystem, bare = _filesystem(path)
+    if filesystem.exists(bare):
+        filesystem.rm(bare, recursive=True)
+
+
+def remove_others(path: str, names: set[str]) -> None:
+    """Removes the folders in `path` that are not called one of `names`."""
+    if not is_remote(path):
+        found = [entry.name for entry in os.scandir(path) if entry.is_dir()]
+    else:
+        filesystem, bare = _filesystem(path)
+        entries = filesystem.ls(bare, detail=True) if filesystem.exists(bare) else []
+        found = [
+            e["name"].rstrip("/").rpartition("/")[2] for e in entries if e["type"] == "directory"
+        ]
+    for name in set(found) - names:
+        remove(f"{path}/{name}")
 
 
 def _list_local(pattern: str) -> list[File]:

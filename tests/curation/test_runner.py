@@ -6,6 +6,7 @@ import signal
 
 import pytest
 
+from smoljax.curation import items as work_items
 from smoljax.curation import runner
 from smoljax.errors import SmoljaxError
 
@@ -25,8 +26,8 @@ def die(argument: str, folder) -> dict:
     return {}
 
 
-def item(name: str, work=write, *, key: str = "k") -> runner.WorkItem:
-    return runner.WorkItem(name, key, work, f"text {name}", 1, f"input {name}")
+def item(name: str, work=write, *, key: str = "k") -> work_items.WorkItem:
+    return work_items.WorkItem(name, key, work, f"text {name}", 1, f"input {name}")
 
 
 def test_manifests_come_in_the_order_of_the_items(tmp_path):
@@ -76,7 +77,7 @@ def test_a_worker_that_is_killed_is_named_with_its_input(tmp_path):
 
 def test_verified_names_a_changed_file(tmp_path):
     runner.run([item("a")], tmp_path, workers=1, stage="test")
-    assert runner.verified(tmp_path / "a", "out.txt") == tmp_path / "a/out.txt"
+    assert work_items.verified(str(tmp_path / "a"), "out.txt") == tmp_path / "a/out.txt"
     (tmp_path / "a/out.txt").write_text("text b")
     with pytest.raises(SmoljaxError, match=r"out\.txt is damaged"):
-        runner.verified(tmp_path / "a", "out.txt")
+        work_items.verified(str(tmp_path / "a"), "out.txt")
