@@ -34,6 +34,7 @@ def run(
     """
     beam = require("apache_beam", extra="beam")
     from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
+    from apache_beam.runners.runner import PipelineState
 
     given = PipelineOptions([*(options or _IN_PROCESS)])
     runner = given.view_as(StandardOptions).runner or ""
@@ -53,7 +54,7 @@ def run(
     waiting = list(todo)
     try:
         while True:
-            running = not result.is_in_terminal_state()
+            running = not PipelineState.is_terminal(result.state)
             for item in list(waiting):
                 manifest = items.finished(item, directory)
                 if manifest is not None:
@@ -64,7 +65,7 @@ def run(
             time.sleep(10)
         result.wait_until_finish()
     except BaseException:
-        if not result.is_in_terminal_state():
+        if not PipelineState.is_terminal(result.state):
             result.cancel()
         raise
     for item in waiting:

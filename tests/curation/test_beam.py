@@ -1,0 +1,80 @@
+"""Apache Beam's runner inside this process: the same bytes as the process pool, errors in one line, remote folders."""
+
+import json
+
+import fsspec
+import pytest
+
+pytest.importorskip("apache_beam", reason='the extra "beam" is not installed')
+
+from smoljax.configuration import build
+from smoljax.curation import CurationConfig, curate, items, runner
+from smoljax.errors import SmoljaxError
+from tests.curation import material
+from tests.curation.test_run import corpus, tree  # noqa: F401
+from tests.curation.test_runner import fail, item
+
+
+def config(recipe: str, **changes) -> CurationConfig:
+    values = {"recipe": recipe, "heldout_fraction": 0.2, "shard_bytes": 12_000} | changes
+    return build(CurationConfig, values, "curation")
+
+
+def test_beam_and_the_pool_write_the_same_bytes(corpus, tmp_path):  # noqa: F811
+    curate(config(corpus), tmp_path / "pool", workers=2)
+    curate(config(corpus, beam_options=()), tmp_path / "beam")
+    assert tree(tmp_path / "pool") == tree(tmp_path / "beam")
+
+
+def test_work_items_in_an_object_store(corpus, tmp_path):  # noqa: F811
+    """Every intermediate file lies behind a URL; the documents come to the local folder, byte for byte."""
+    curate(config(corpus), tmp_path / "local", workers=1)
+    store = "memory://bucket/curation"
+    curate(config(corpus, directory=store, beam_options=()), tmp_path / "remote")
+    assert tree(tmp_path / "local/documents") == tree(tmp_path / "remote/documents")
+    memory = fsspec.filesystem("memory")
+    written = {path for path in memory.find("/bucket/curation") if path.endswith("manifest.json")}
+    assert len(written) == len(list((tmp_path / "local/curation").glob("*/*/manifest.json")))
+    times = {path: memory.modified(path) for path in written}
+    (tmp_path / "remote/documents/manifest.json").unlink()
+    curate(config(corpus, directory=store, beam_options=()), tmp_path / "remote")
+    assert {path: memory.modified(path) for path in written} == times
+    damaged = next(
+        path for path in sorted(memory.find("/bucket/curation/filter")) if "kept" in path
+    )
+    memory.pipe_file(damaged, memory.cat_file(damaged)[::-1])
+    memory.rm("/bucket/curation/finish", recursive=True)
+    (tmp_path / "remote/documents/manifest.json").unlink()
+    with pytest.raises(SmoljaxError, match=r"kept\.parquet is damaged"):
+        curate(config(corpus, directory=store, beam_options=()), tmp_path / "remote")
+    memory.rm("/bucket", recursive=True)
+
+
+def test_a_failing_item_gives_its_own_line(tmp_path):
+    with pytest.raises(SmoljaxError, match="^cannot work on text bad$"):
+        runner.run(
+            [item("bad", fail), item("good")], tmp_path, workers=1, stage="test", beam_options=()
+        )
+    assert {path.name for path in tmp_path.iterdir()} == {"good"}
+    assert items.finished(item("good"), str(tmp_path))["result"] == {"length": 9}
+
+
+def test_a_local_folder_is_refused_for_workers_elsewhere(tmp_path):
+    with pytest.raises(SmoljaxError, match=r"config\.curation\.directory is .* a local folder"):
+        runner.run(
+            [item("a")],
+            tmp_path,
+            workers=1,
+            stage="test",
+            beam_options=("--runner=DataflowRunner", "--project=p", "--temp_location=gs://b/t"),
+        )
+
+
+def test_the_documents_of_a_run_on_beam_are_listed_in_the_manifest(tmp_path):
+    (tmp_path / "in").mkdir()
+    for i in range(3):
+        (tmp_path / f"in/{i}.txt").write_text(material.prose(i))
+    recipe = material.write_recipe(tmp_path, f"Files('s', '{tmp_path}/in/*', 'document')")
+    manifest = curate(config(recipe, heldout_fraction=0.0, beam_options=()), tmp_path / "run")
+    assert json.loads((tmp_path / "run/documents/manifest.json").read_text()) == manifest
+    assert manifest["sources"]["s"]["train"]["documents"] == 3
