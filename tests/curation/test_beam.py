@@ -51,7 +51,7 @@ def test_work_items_in_an_object_store(corpus, tmp_path):  # noqa: F811
 
 
 def test_a_failing_item_gives_its_own_line(tmp_path):
-    with pytest.raises(SmoljaxError, match="^cannot work on text bad$"):
+    with pytest.raises(SmoljaxError, match=r"^cannot work on text bad$"):
         runner.run(
             [item("bad", fail), item("good")], tmp_path, workers=1, stage="test", beam_options=()
         )
