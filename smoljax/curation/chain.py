@@ -16,16 +16,13 @@ from typing import NamedTuple
 
 import pyarrow as pa
 
-from smoljax.curation import extract, filters, language, schema
+from smoljax.curation import extract, filters, schema
 from smoljax.errors import SmoljaxError
 
 # Of documents without a language, as the filters of words take them.
 _LANGUAGE = "en"
 
-_FILTERS: dict[str, schema.Stage] = {
-    "language": language.language,
-    **{name: getattr(filters, name) for name in filters.__all__},
-}
+_FILTERS: dict[str, schema.Stage] = {name: getattr(filters, name) for name in filters.__all__}
 _FORMATTERS: dict[str, Callable[..., pa.RecordBatch]] = {}
 _ON_PAGES = ("url",)
 

@@ -19,7 +19,7 @@ def defaults() -> dict[str, dict[str, dict]]:
                 "language",
                 "gopher_repetition",
                 "gopher_quality",
-                "fineweb_lines",
+                "fineweb",
                 "dedup",
             ),
             "language": {"languages": ("en",), "min_score": 0.65},

@@ -192,9 +192,7 @@ LONG = "This line is longer than thirty characters"
     ],
 )
 def test_fineweb_rules_and_their_edges(lines, expected):
-    assert reason(filters.fineweb_lines, "\n".join(lines)) == (
-        expected and f"fineweb_lines:{expected}"
-    )
+    assert reason(filters.fineweb, "\n".join(lines)) == (expected and f"fineweb:{expected}")
 
 
 @pytest.mark.parametrize(
@@ -218,7 +216,7 @@ ALL = (
     (filters.gopher_repetition, {}),
     (filters.gopher_quality, {}),
     (filters.gopher_quality, {"min_words": 0, "min_stop_words": 0}),
-    (filters.fineweb_lines, {}),
+    (filters.fineweb, {}),
     (filters.code_quality, {}),
 )
 WHITESPACE = "".join(chr(i) for i in range(sys.maxunicode + 1) if chr(i).isspace())

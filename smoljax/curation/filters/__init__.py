@@ -5,15 +5,17 @@ that fails, in the order of the docstring, gives the reason.
 """
 
 from smoljax.curation.filters.code_quality import code_quality
-from smoljax.curation.filters.fineweb_lines import fineweb_lines
+from smoljax.curation.filters.fineweb import fineweb
 from smoljax.curation.filters.gopher_quality import gopher_quality
 from smoljax.curation.filters.gopher_repetition import gopher_repetition
+from smoljax.curation.filters.language import language
 from smoljax.curation.filters.length import length
 
 __all__ = [
     "code_quality",
-    "fineweb_lines",
+    "fineweb",
     "gopher_quality",
     "gopher_repetition",
+    "language",
     "length",
 ]

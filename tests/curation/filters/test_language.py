@@ -4,7 +4,7 @@ import pyarrow as pa
 import pytest
 
 from smoljax.curation import schema
-from smoljax.curation.language import language
+from smoljax.curation.filters import language
 
 SENTENCES = {
     "en": "The keeper of the lighthouse walked along the harbour and looked for the ship.",
