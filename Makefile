@@ -32,5 +32,5 @@ install: $(INSTALLED)
 $(INSTALLED): setup.py
 	$(PYTHON) -c 'import sys; sys.exit(None if (3, 11) <= sys.version_info[:2] < (3, 14) else f"smoljax needs Python 3.11 to 3.13, {sys.executable} is {sys.version.split()[0]}: run make PYTHON=python3.11")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet -e '.[train,data,report,export,test]'
+	$(BIN)/python -m pip install --quiet -e '.[train,data,report,export,beam,test]'
 	touch $@

