@@ -22,6 +22,7 @@ SECTIONS = {
     "optimizer": "smoljax.optim:OptimizerConfig",
     "training": "smoljax.training.config:TrainingConfig",
     "generation": "smoljax.evaluation.sampling:GenerationConfig",
+    "ablation": "smoljax.research.data_ablation:AblationConfig",
 }
 
 

@@ -4,6 +4,9 @@ Three parts, each skipped while it is up to date; --only names one:
   documents   runs the recipe config.curation.recipe; writes WORKDIR/documents, removed documents with their reasons
   tokenizer   trains SentencePiece on the train split; writes WORKDIR/tokenizer (or checks config.tokenizer.directory)
   shards      writes token shards of every source to WORKDIR/shards
+One more runs only when it is named:
+  ablation    trains the config's model on raw text, on what each filter leaves, and on what all leave
+              (smoljax.research.data_ablation); writes WORKDIR/ablation
 Exit codes: 0 done, 1 failed, 42 stopped on request (SIGTERM, Ctrl-C), with finished work kept.
 """
 
@@ -13,7 +16,7 @@ from pathlib import Path
 
 from smoljax import command_line
 
-OPTIONS = {"only": "documents, tokenizer or shards; all three when not given"}
+OPTIONS = {"only": "documents, tokenizer, shards or ablation; the first three when not given"}
 PARTS = ("documents", "tokenizer", "shards")
 
 
@@ -21,14 +24,18 @@ def main(config: dict, workdir: Path, *, only: str) -> int:
     """Brings the parts up to date, in order."""
     from smoljax.errors import SmoljaxError
 
-    if only and only not in PARTS:
-        raise SmoljaxError(f"--only={only}: there are {', '.join(PARTS)}")
+    parts = {
+        "documents": _documents,
+        "tokenizer": _tokenizer,
+        "shards": _shards,
+        "ablation": _ablation,
+    }
+    if only and only not in parts:
+        raise SmoljaxError(f"--only={only}: there are {', '.join(parts)}")
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         for part in (only,) if only else PARTS:
-            {"documents": _documents, "tokenizer": _tokenizer, "shards": _shards}[part](
-                config, workdir
-            )
+            parts[part](config, workdir)
     except KeyboardInterrupt:
         print("stopped on request; the same command goes on from what is done", file=sys.stderr)
         return command_line.STOPPED
@@ -88,6 +95,15 @@ def _shards(config: dict, workdir: Path) -> None:
                 for split in counts
             )
         )
+
+
+def _ablation(config: dict, workdir: Path) -> None:
+    from smoljax.research import data_ablation
+
+    outcomes = data_ablation.ablate(config, workdir)
+    if outcomes is None:  # Training saves what it has, and says so, before it returns.
+        raise KeyboardInterrupt
+    print(data_ablation.table(outcomes))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ them, for the documents of one language.
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import pyarrow as pa
@@ -105,6 +105,11 @@ def check(field: str, preset: Mapping) -> None:
 def stages(preset: Mapping) -> tuple[str, ...]:
     """Names of a preset's stages, in order."""
     return tuple(preset["order"])
+
+
+def removing(order: Sequence[str]) -> tuple[str, ...]:
+    """The stages in an order that remove documents, but for "extract"."""
+    return tuple(name for name in order if name != "extract" and name not in _FORMATTERS)
 
 
 def _step(name: str, preset: Mapping) -> Step:

@@ -28,7 +28,7 @@ class CurationConfig:
       arguments: what the recipe is called with.
       presets: preset -> its stages and their arguments (`chain`; by default `presets.defaults()`).
       heldout_fraction: share of documents that is held out, chosen by the hash of their text.
-      heldout_fractions: the same for single sources, by name.
+      heldout_fractions: the same for single sources, by name; 1 for a source that is only scored.
       shard_bytes: about how many input bytes one work item reads.
       max_document_bytes: larger documents are removed unread.
       directory: where the work items write; by default WORKDIR/curation. On Beam a URL that all workers can reach.
@@ -52,10 +52,10 @@ class CurationConfig:
                     f"config.curation.{name} is {getattr(self, name)}: it must be at least 1"
                 )
         for name, fraction in {"": self.heldout_fraction, **self.heldout_fractions}.items():
-            if not 0.0 <= fraction < 1.0:
+            if not 0.0 <= fraction <= 1.0:
                 label = f"heldout_fractions.{name}" if name else "heldout_fraction"
                 raise SmoljaxError(
-                    f"config.curation.{label} is {fraction}: it must be at least 0 and below 1"
+                    f"config.curation.{label} is {fraction}: it must be from 0 to 1"
                 )
         for name, preset in self.presets.items():
             chain.check(f"config.curation.presets.{name}", preset)
