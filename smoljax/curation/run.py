@@ -54,9 +54,7 @@ class CurationConfig:
         for name, fraction in {"": self.heldout_fraction, **self.heldout_fractions}.items():
             if not 0.0 <= fraction <= 1.0:
                 label = f"heldout_fractions.{name}" if name else "heldout_fraction"
-                raise SmoljaxError(
-                    f"config.curation.{label} is {fraction}: it must be from 0 to 1"
-                )
+                raise SmoljaxError(f"config.curation.{label} is {fraction}: it must be from 0 to 1")
         for name, preset in self.presets.items():
             chain.check(f"config.curation.presets.{name}", preset)
 
@@ -81,7 +79,7 @@ def curate(config: CurationConfig, workdir: Path | str, *, workers: int | None =
     workers = workers or len(os.sched_getaffinity(0))
     directory = config.directory or str(workdir / "curation")
     with runner.only_run_in(workdir / "curation"):
-        shards = sources_module.shards(_sources(config, workdir), config.shard_bytes)
+        shards = sources_module.shards(recipe_sources(config, workdir), config.shard_bytes)
         config_hash, inputs_hash, fractions = _hashes(config, shards)
         finished = _finished(workdir, config_hash, inputs_hash)
         if finished is not None:
@@ -144,7 +142,12 @@ def table(manifest: Mapping) -> str:
     return "\n".join(lines)
 
 
-def _sources(config: CurationConfig, workdir: Path) -> tuple:
+def recipe_sources(config: CurationConfig, workdir: Path) -> tuple[sources_module.Source, ...]:
+    """The sources of the recipe, fetched where it fetches them.
+
+    Raises:
+      SmoljaxError: the recipe is missing, a source asks for an unknown preset, or heldout_fractions for an unknown source.
+    """
     found = _load(config.recipe).sources(workdir, **config.arguments)
     for source in found:
         if source.preset not in config.presets:

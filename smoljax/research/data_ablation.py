@@ -110,6 +110,7 @@ def ablate(config: Mapping, workdir: Path) -> list[Outcome] | None:
     settings = configuration.build(AblationConfig, config.get("ablation", {}), "ablation")
     presets = _presets(config)
     chosen = _chosen(settings, presets)
+    _check_heldout(config, workdir, settings, presets)
     folder = workdir / "ablation"
     curated = {
         name: _curate(config, folder, settings, {**presets, settings.preset: preset}, name)
@@ -166,6 +167,23 @@ def _chosen(settings: AblationConfig, presets: Mapping) -> dict[str, dict]:
     return {name: variants[name] for name in settings.variants or variants}
 
 
+def _check_heldout(
+    config: Mapping, workdir: Path, settings: AblationConfig, presets: Mapping
+) -> None:
+    from smoljax import curation
+
+    section = {**config["curation"], "presets": presets, "heldout_fractions": {}}
+    built = configuration.build(curation.CurationConfig, section, "curation")
+    preset_of = {source.name: source.preset for source in curation.recipe_sources(built, workdir)}
+    for name in settings.heldout:
+        if preset_of.get(name, settings.preset) == settings.preset:
+            raise SmoljaxError(
+                f"config.ablation.heldout names {name!r}: it must be a source of another preset than "
+                f"{settings.preset!r}; the recipe has "
+                f"{', '.join(f'{source} ({preset})' for source, preset in preset_of.items())}"
+            )
+
+
 def _curate(
     config: Mapping, folder: Path, settings: AblationConfig, presets: Mapping, name: str
 ) -> dict:
@@ -182,20 +200,12 @@ def _curate(
     }
     built = configuration.build(curation.CurationConfig, section, "curation")
     manifest = curation.curate(built, folder / name)
-    _check_sources(settings, manifest["sources"])
+    for source in settings.heldout:
+        if not manifest["sources"][source]["heldout"]["documents"]:
+            raise SmoljaxError(
+                f"config.ablation.heldout names {source!r}, of which its own preset leaves no document"
+            )
     return manifest
-
-
-def _check_sources(settings: AblationConfig, sources: Mapping) -> None:
-    for name in settings.heldout:
-        if name not in sources:
-            raise SmoljaxError(
-                f"config.ablation.heldout names {name!r}: the recipe has {', '.join(sources)}"
-            )
-        if not sources[name]["heldout"]["documents"]:
-            raise SmoljaxError(
-                f"config.ablation.heldout names {name!r}, of which its own preset leaves no document"
-            )
 
 
 def _tokenizer(config: Mapping, folder: Path, raw: Mapping) -> TokenizerConfig:

@@ -118,7 +118,11 @@ def test_a_filter_that_removes_noise_is_worth_it(config, tmp_path, monkeypatch):
     [
         ({"preset": "wep"}, "config.ablation.preset is 'wep'"),
         ({"variants": ("raw", "gopher")}, "config.ablation.variants names 'gopher'"),
-        ({"heldout": ("other",)}, "config.ablation.heldout names 'other'"),
+        (
+            {"heldout": ("other",)},
+            "config.ablation.heldout names .other.: it must be a source of another preset",
+        ),
+        ({"heldout": ("pages",)}, "config.ablation.heldout names .pages.: it must be"),
     ],
 )
 def test_what_is_not_there_is_named(config, tmp_path, change, message):
