@@ -22,6 +22,7 @@ import time
 from pathlib import Path
 
 from smoljax import files
+from smoljax.research.statistics import estimate
 from smoljax.training.metrics import read_metrics
 
 # SOAP's QR and eigendecompositions go to LAPACK, whose threads would contend with XLA's own.
@@ -39,8 +40,6 @@ RATES = {
 LABELS = {"adamw": "AdamW", "muon": "Muon", "normuon": "NorMuon", "soap": "SOAP", "muonh": "MuonH"}
 EXTENSIONS = 3
 PERIOD = 10  # Steps from one refresh of SOAP's bases to the next.
-# Student's t, 97.5%, by degrees of freedom.
-T_975 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776}
 
 Curve = dict[int, dict[str, float]]
 
@@ -176,12 +175,12 @@ def table(results: dict) -> str:
     ]
     for optimizer, result in results["optimizers"].items():
         losses = [final(points)["loss"] for points in result["curves"]]
-        mean, half = interval(losses)
+        mean, half, _ = estimate(losses)
         bits = statistics.mean(final(points)["bits_per_byte"] for points in result["curves"])
         cells = ["-", "-", f"{result['seconds_per_step']:.2f} s", "-"]
         if adamw and optimizer != "adamw":
             pairs = [final(theirs)["loss"] - loss for theirs, loss in zip(adamw["curves"], losses)]
-            cells[0] = "{:+.3f} ± {:.3f}".format(*interval(pairs))
+            cells[0] = "{:+.3f} ± {:.3f}".format(*estimate(pairs)[:2])
             steps = [
                 steps_to(points, final(theirs)["loss"])
                 for theirs, points in zip(adamw["curves"], result["curves"])
@@ -199,14 +198,6 @@ def table(results: dict) -> str:
         figures = ", ".join(f"{rate}: {loss:.3f}" for rate, loss in result["grid"].items())
         lines.append(f"- {LABELS[optimizer]}: {figures}")
     return "\n".join(lines) + "\n"
-
-
-def interval(values: list[float]) -> tuple[float, float]:
-    """Mean and half width of its 95% interval (Student's t)."""
-    if len(values) < 2:
-        return values[0], math.inf
-    half = T_975[len(values) - 1] * statistics.stdev(values) / math.sqrt(len(values))
-    return statistics.mean(values), half
 
 
 def plot(results: dict, path: Path) -> None:
