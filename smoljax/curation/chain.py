@@ -11,20 +11,27 @@ them, for the documents of one language.
 
 import functools
 import inspect
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import pyarrow as pa
 
-from smoljax.curation import extract, filters, schema
+from smoljax.curation import extract, filters, formatters, schema
 from smoljax.errors import SmoljaxError
 
 # Of documents without a language, as the filters of words take them.
 _LANGUAGE = "en"
 
 _FILTERS: dict[str, schema.Stage] = {name: getattr(filters, name) for name in filters.__all__}
-_FORMATTERS: dict[str, Callable[..., pa.RecordBatch]] = {}
+_FORMATTERS: dict[str, Callable[..., formatters.Formatter]] = {
+    "encoding": formatters.Encoding,
+    "pii": formatters.Pii,
+    "symbol_lines": formatters.SymbolLines,
+}
 _ON_PAGES = ("url",)
+# They run before the language is known, or on all documents alike.
+_NOT_BY_LANGUAGE = ("extract", "language", "dedup", *_FORMATTERS)
 
 
 class Step(NamedTuple):
@@ -34,11 +41,13 @@ class Step(NamedTuple):
       name: of the stage.
       run: RecordBatch -> (kept, removed).
       arguments: language -> arguments of the filter; the entry None holds for all others.
+      edits: what a formatter has edited so far, by kind; None of all other stages.
     """
 
     name: str
     run: schema.Stage
     arguments: Mapping[str | None, Mapping]
+    edits: Counter[str] | None = None
 
 
 class Chain(NamedTuple):
@@ -95,6 +104,11 @@ def check(field: str, preset: Mapping) -> None:
         _check_arguments(f"{field}.{name}", name, preset.get(name, {}))
         for code, overrides in preset.get("by_language", {}).items():
             if name in overrides:
+                if name in _NOT_BY_LANGUAGE:
+                    raise SmoljaxError(
+                        f"{field}.by_language.{code}.{name}: {name!r} takes the same arguments for all languages: "
+                        f"set {field}.{name}"
+                    )
                 _check_arguments(
                     f"{field}.by_language.{code}.{name}",
                     name,
@@ -118,7 +132,8 @@ def _step(name: str, preset: Mapping) -> Step:
         if name in overrides:
             arguments[code] = {**arguments[None], **overrides[name]}
     if name in _FORMATTERS:
-        return Step(name, functools.partial(_format, _FORMATTERS[name], arguments[None]), arguments)
+        formatter = _FORMATTERS[name](**arguments[None])
+        return Step(name, functools.partial(_format, formatter), arguments, formatter.edits)
     function = extract.extract if name == "extract" else _FILTERS[name]
     reads_language = "language" in inspect.signature(function).parameters
     if len(arguments) == 1 and not reads_language:
@@ -128,9 +143,9 @@ def _step(name: str, preset: Mapping) -> Step:
 
 
 def _format(
-    formatter: Callable[..., pa.RecordBatch], arguments: Mapping, batch: pa.RecordBatch
+    formatter: formatters.Formatter, batch: pa.RecordBatch
 ) -> tuple[pa.RecordBatch, pa.RecordBatch]:
-    return schema.part(formatter(batch, **arguments), [None] * batch.num_rows)
+    return schema.part(formatter(batch), [None] * batch.num_rows)
 
 
 def _by_language(
@@ -166,7 +181,10 @@ def _check_arguments(field: str, name: str, arguments: Mapping) -> None:
         return
     function = extract.extract if name == "extract" else (_FILTERS | _FORMATTERS)[name]
     try:
-        inspect.signature(function).bind(None, **arguments)
+        if name in _FORMATTERS:
+            function(**arguments)
+        else:
+            inspect.signature(function).bind(None, **arguments)
     except TypeError as error:
         known = [p for p in inspect.signature(function).parameters if p not in ("batch", "text")]
         raise SmoljaxError(f"{field} has {error}: it takes {', '.join(known)}") from error

@@ -20,7 +20,7 @@ from smoljax.curation.shards import Shard
 from smoljax.errors import SmoljaxError
 
 # Raised when the same input and configuration give other output than before: finished items are then redone.
-CODE_VERSION = 2
+CODE_VERSION = 3
 
 
 def hash_of(*parts: object) -> str:
@@ -155,26 +155,30 @@ def _up_to_extract(preset: Mapping) -> list:
     return [early, {name: preset[name] for name in early if name in preset}]
 
 
+# Of a stage: what is counted by name.
+_COUNTED = ("removed_by_reason", "edits")
+
+
 def _stage_table(done: Sequence[_Done], chains: Sequence[Mapping]) -> list[dict]:
     """The stages in the order in which they run, with counts summed over items."""
     totals: dict[str, dict] = {}
     for step in done:
         for result in step.results:
             for name, entry in result["stages"].items():
-                total = totals.setdefault(
-                    name,
-                    {"kept": 0, "kept_bytes": 0, "removed_by_reason": Counter(), "seconds": 0.0},
-                )
-                for field in ("kept", "kept_bytes", "seconds"):
-                    total[field] += entry[field]
-                total["removed_by_reason"].update(entry["removed_by_reason"])
+                total = totals.setdefault(name, {field: Counter() for field in _COUNTED})
+                for field in ("kept", "read_bytes", "kept_bytes", "seconds"):
+                    total[field] = total.get(field, 0) + entry[field]
+                for field in _COUNTED:
+                    total[field].update(entry[field])
     return [
         {
             "name": name,
             "kept": totals[name]["kept"],
             "removed": sum(totals[name]["removed_by_reason"].values()),
             "removed_by_reason": dict(sorted(totals[name]["removed_by_reason"].items())),
+            "read_bytes": totals[name]["read_bytes"],
             "kept_bytes": totals[name]["kept_bytes"],
+            "edits": dict(sorted(totals[name]["edits"].items())),
             "seconds": round(totals[name]["seconds"], 2),
         }
         for name in _merged_order(chains)

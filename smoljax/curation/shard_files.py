@@ -47,7 +47,7 @@ def text_bytes(batch: pa.RecordBatch) -> int:
 
 
 class Counts:
-    """Kept and removed rows, bytes of text and seconds by stage, summed over batches."""
+    """Kept and removed rows, bytes of text before and after, edits and seconds by stage, summed over batches."""
 
     def __init__(self):
         self.stages: dict[str, dict] = {}
@@ -57,6 +57,11 @@ class Counts:
         start = time.monotonic()
         kept, removed = step.run(batch)
         self.add(step.name, kept, removed, time.monotonic() - start)
+        entry = self.stages[step.name]
+        # A stage that edits leaves fewer or more bytes than it was given.
+        entry["read_bytes"] += text_bytes(batch) - text_bytes(kept) - text_bytes(removed)
+        if step.edits is not None:
+            entry["edits"] = dict(sorted(step.edits.items()))
         return kept, removed
 
     def add(
@@ -66,6 +71,7 @@ class Counts:
         entry = self.expect(stage)
         entry["kept"] += kept.num_rows
         entry["kept_bytes"] += text_bytes(kept)
+        entry["read_bytes"] += text_bytes(kept) + text_bytes(removed)
         entry["seconds"] = round(entry["seconds"] + seconds, 4)
         reasons = entry["removed_by_reason"]
         for reason, count in Counter(removed.column("reason").to_pylist()).items():
@@ -73,8 +79,8 @@ class Counts:
 
     def expect(self, stage: str) -> dict:
         """The entry of a stage, which is there even if no document reaches it."""
-        empty = {"kept": 0, "kept_bytes": 0, "removed_by_reason": {}, "seconds": 0.0}
-        return self.stages.setdefault(stage, empty)
+        empty = {"kept": 0, "kept_bytes": 0, "read_bytes": 0, "removed_by_reason": {}}
+        return self.stages.setdefault(stage, empty | {"edits": {}, "seconds": 0.0})
 
 
 def without_text(removed: pa.RecordBatch) -> pa.RecordBatch:

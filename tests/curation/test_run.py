@@ -256,7 +256,7 @@ def test_empty_corpus(tmp_path):
     ("changes", "message"),
     [
         ({"recipe": "nowhere.py"}, "config.curation.recipe is 'nowhere.py'"),
-        ({"heldout_fraction": 1.0}, "heldout_fraction is 1.0"),
+        ({"heldout_fraction": 1.5}, "heldout_fraction is 1.5"),
         (
             {"heldout_fractions": {"nosuch": 0.1}},
             "heldout_fractions names nosuch: the recipe has html",
