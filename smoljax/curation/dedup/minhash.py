@@ -72,7 +72,7 @@ def signatures(
     a, b = _permutations(config)
     found = np.full((len(texts), a.size), _PRIME)
     valid = np.zeros(len(texts), bool)
-    chunks = _Chunks.of(language)
+    chunks = Chunks.of(language)
     for row, text in enumerate(texts):
         joined = chunks.joined_words(text[: config.max_characters])
         for shingles in _shingles(joined, config):
@@ -81,7 +81,7 @@ def signatures(
     return found, valid
 
 
-class _Chunks:
+class Chunks:
     """What whitespace-separated chunks of text become: their words, simplified, joined by spaces, in UTF-8.
 
     spaCy cuts each chunk for itself in the languages whose words are separated by spaces, and `simplify` does not
@@ -98,9 +98,9 @@ class _Chunks:
 
     @staticmethod
     @lru_cache(maxsize=8)
-    def of(language: str) -> "_Chunks":
+    def of(language: str) -> "Chunks":
         """The chunks of a language that this process has seen."""
-        return _Chunks(language)
+        return Chunks(language)
 
     def joined_words(self, text: str) -> bytes:
         """The words of the simplified text, joined by spaces."""
