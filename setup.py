@@ -32,7 +32,7 @@ EXTRAS = {
         "fsspec>=2024.6",
         "numba>=0.61",
         "ftfy>=6.3",
-        "tldextract>=5.1",
+        "tldextract>=5.3",
     ],
     "report": ["matplotlib>=3.9"],
     "eval": ["lm-eval>=0.4.9"],

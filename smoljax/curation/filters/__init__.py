@@ -10,6 +10,7 @@ from smoljax.curation.filters.gopher_quality import gopher_quality
 from smoljax.curation.filters.gopher_repetition import gopher_repetition
 from smoljax.curation.filters.language import language
 from smoljax.curation.filters.length import length
+from smoljax.curation.filters.url import url
 
 __all__ = [
     "code_quality",
@@ -18,4 +19,5 @@ __all__ = [
     "gopher_repetition",
     "language",
     "length",
+    "url",
 ]
