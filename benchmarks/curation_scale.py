@@ -64,7 +64,8 @@ def write_documents(folder: Path, count: int) -> None:
     sentences = [" ".join(s.split()) + "." for s in found if 40 <= len(s) <= 240 and "{" not in s]
     random_of = random.Random(0)
     earlier: list[list[str]] = []
-    written, number = FILE_BYTES, -1
+    lines: list[str] = []
+    size = number = 0
     for at in range(count):
         draw = random_of.random()
         if earlier and draw < EXACT + NEAR:
@@ -75,12 +76,11 @@ def write_documents(folder: Path, count: int) -> None:
             chosen = random_of.choices(sentences, k=random_of.randint(6, 10))
         if at % 100 == 0:  # Copies are of one document in a hundred, so that this stays small.
             earlier.append(chosen)
-        line = json.dumps({"text": "\n".join(chosen)}) + "\n"
-        if written + len(line) > FILE_BYTES:
-            number, written = number + 1, 0
-            file = open(folder / f"{number:04d}.jsonl", "w", encoding="utf-8")
-        written += file.write(line)
-    file.close()
+        lines.append(json.dumps({"text": "\n".join(chosen)}) + "\n")
+        size += len(lines[-1])
+        if size >= FILE_BYTES or at == count - 1:
+            (folder / f"{number:04d}.jsonl").write_text("".join(lines), encoding="utf-8")
+            lines, size, number = [], 0, number + 1
 
 
 def curate(folder: Path) -> dict:
