@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from smoljax import files
-from smoljax.evaluation import report_page as html
+from smoljax import report_page as html
 from smoljax.evaluation import report_sections as sections
 from smoljax.evaluation.report_inputs import read_inputs
 

@@ -7,11 +7,11 @@ from importlib import metadata
 from platform import platform, python_version
 
 from smoljax import configuration
+from smoljax import report_page as html
 from smoljax.evaluation import plots
-from smoljax.evaluation import report_page as html
 from smoljax.evaluation.report_inputs import Document, Inputs
-from smoljax.evaluation.report_page import Html
 from smoljax.progress import duration
+from smoljax.report_page import Html
 from smoljax.tokens.tokenizer import Tokenizer
 
 EXAMPLES_PER_REASON = 3

@@ -8,8 +8,9 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
+from smoljax import report_page
 from smoljax.errors import SmoljaxError
-from smoljax.evaluation import plots, report_page
+from smoljax.evaluation import plots
 from smoljax.training.metrics import read_metrics
 
 

@@ -1,4 +1,4 @@
-"""The look of the report: page shell, style sheet, and the few elements that its sections are made of.
+"""The look of the reports (of a run, of a curation): page shell, style sheet, and the few elements that its sections are made of.
 
 Everything that comes in as `str` is text and is escaped; what is already HTML has the type `Html`. The page allows no
 script and no request: its content security policy says so to the browser.
@@ -121,7 +121,7 @@ def figure(svg: str, caption: str = "") -> Html:
     """An inline SVG and what to see in it.
 
     Args:
-      svg: from smoljax.evaluation.plots.svg.
+      svg: of our own making, as smoljax.evaluation.plots.svg gives it.
       caption: plain text.
     """
     return tag("figure", Html(svg), tag("figcaption", caption) if caption else Html(""))
@@ -189,13 +189,13 @@ def section(anchor: str, title: str, *content: object) -> Html:
     return tag("section", heading, join(text(part) for part in content))
 
 
-def page(title: str, body: Html) -> str:
-    """The whole document."""
+def page(title: str, body: Html, *, style: str = "") -> str:
+    """The whole document; `style` is CSS of its own, behind what all pages share."""
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{text(title)}</title>\n<style>{_STYLE}</style>\n</head>\n"
+        f"<title>{text(title)}</title>\n<style>{_STYLE}{style}</style>\n</head>\n"
         f"<body>\n<main>\n{body}\n</main>\n</body>\n</html>\n"
     )
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from smoljax.evaluation import report_page as page
+from smoljax import report_page as page
 
 VOID = {"meta", "br", "img", "hr", "input", "link"}
 
