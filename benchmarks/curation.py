@@ -305,7 +305,12 @@ def _datatrove_job(args: argparse.Namespace) -> dict:
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
 
         def run(tasks: int, *pipeline) -> None:
-            LocalPipelineExecutor(list(pipeline), tasks=tasks, workers=args.workers).run()
+            LocalPipelineExecutor(
+                list(pipeline),
+                tasks=tasks,
+                workers=args.workers,
+                logging_dir=tempfile.mkdtemp(dir=folder),
+            ).run()
 
         read = JsonlReader(str(args.folder), glob_pattern="*.jsonl")
         run(FILES, read, *_peer_filters(), JsonlWriter(f"{folder}/filtered"))
