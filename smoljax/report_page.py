@@ -1,4 +1,4 @@
-"""The look of the reports (of a run, of a curation): page shell, style sheet, and the few elements that its sections are made of.
+"""The look of our reports: page shell, style sheet, and the few elements that their sections are made of.
 
 Everything that comes in as `str` is text and is escaped; what is already HTML has the type `Html`. The page allows no
 script and no request: its content security policy says so to the browser.

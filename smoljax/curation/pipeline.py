@@ -20,12 +20,17 @@ from smoljax.curation.shards import Shard
 from smoljax.errors import SmoljaxError
 
 # Raised when the same input and configuration give other output than before: finished items are then redone.
-CODE_VERSION = 3
+CODE_VERSION = 4
 
 
 def hash_of(*parts: object) -> str:
     """32 hexadecimal digits of anything that JSON can write."""
-    return xxhash.xxh3_128_hexdigest(json.dumps(parts, sort_keys=True, default=_jsonable).encode())
+    return xxhash.xxh3_128_hexdigest(as_json(parts).encode())
+
+
+def as_json(value: object) -> str:
+    """A configuration as JSON; equal ones give equal text."""
+    return json.dumps(value, sort_keys=True, default=_jsonable)
 
 
 def fingerprint(shard: Shard) -> str:

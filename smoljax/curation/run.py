@@ -96,6 +96,7 @@ def curate(config: CurationConfig, workdir: Path | str, *, workers: int | None =
         manifest = {
             "stages": stage_table,
             "sources": _sum_by_source(shards, results),
+            "presets": json.loads(pipeline.as_json(config.presets)),
             "config_hash": config_hash,
             "inputs_hash": inputs_hash,
         }
@@ -218,6 +219,7 @@ def _sum_by_source(shards, results: list[dict]) -> dict:
         total = sources.setdefault(
             shard.source,
             {
+                "preset": shard.preset,
                 "train": {"documents": 0, "bytes": 0},
                 "heldout": {"documents": 0, "bytes": 0},
                 "removed": 0,
