@@ -8,7 +8,7 @@ import dataclasses
 import json
 import math
 import struct
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import ml_dtypes
@@ -49,25 +49,29 @@ class Stored:
         )
 
 
-def open_folder(folder: Path | str) -> dict[str, Stored]:
+def open_folder(folder: Path | str, *, ignored: Collection[str] = ()) -> dict[str, Stored]:
     """All tensors of a folder by name, from model.safetensors or from the shards that its index names.
+
+    Args:
+      folder: of a Hugging Face model.
+      ignored: names of tensors that are left out, of whatever dtype.
 
     Raises:
       SmoljaxError: neither is there, a shard is missing, or a file is damaged.
     """
     folder = Path(folder)
     if (folder / SINGLE).is_file():
-        return open_file(folder / SINGLE)
+        return open_file(folder / SINGLE, ignored=ignored)
     index = folder / INDEX
     if not index.is_file():
         raise SmoljaxError(
             f"{folder} holds neither {SINGLE} nor {INDEX}: name the folder of a Hugging Face checkpoint with safetensors "
             "(a pytorch_model.bin is not read: save the model again with safe_serialization=True)"
         )
-    return _open_shards(folder, index)
+    return _open_shards(folder, index, ignored)
 
 
-def _open_shards(folder: Path, index: Path) -> dict[str, Stored]:
+def _open_shards(folder: Path, index: Path, ignored: Collection[str]) -> dict[str, Stored]:
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not all(
         isinstance(shard, str) for shard in weight_map.values()
@@ -81,20 +85,20 @@ def _open_shards(folder: Path, index: Path) -> dict[str, Stored]:
             raise SmoljaxError(
                 f"{index} names the shard {shard!r}, which is not in {folder}: download it again"
             )
-        for name, stored in open_file(folder / shard).items():
+        for name, stored in open_file(folder / shard, ignored=ignored).items():
             if weight_map.get(name) != shard:
                 raise SmoljaxError(
                     f"tensor {name} is in {folder / shard}, but {index} has it in {weight_map.get(name)!r}"
                 )
             tensors[name] = stored
     for name, shard in weight_map.items():
-        if name not in tensors:
+        if name not in tensors and name not in ignored:
             raise SmoljaxError(f"{index} has tensor {name} in {shard}, which does not hold it")
     return tensors
 
 
-def open_file(path: Path) -> dict[str, Stored]:
-    """The tensors of one file, checked to lie inside it.
+def open_file(path: Path, *, ignored: Collection[str] = ()) -> dict[str, Stored]:
+    """The tensors of one file but the ignored ones, checked to lie inside it.
 
     Raises:
       SmoljaxError: the file is cut off or is not a safetensors file.
@@ -116,6 +120,7 @@ def open_file(path: Path) -> dict[str, Stored]:
         return {
             name: _stored(path, name, entry, begin=8 + length, size=size)
             for name, entry in entries.items()
+            if name not in ignored
         }
     except SmoljaxError:
         raise
