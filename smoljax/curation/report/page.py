@@ -1,0 +1,371 @@
+"""The report as a page: draws the numbers and computes none."""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from smoljax import report_page as html
+from smoljax.curation.report import charts
+from smoljax.report_page import Html, tag
+
+_STYLE = """
+svg .tick { font-size: 11px; fill: var(--faint); } svg .label { font-size: 12px; font-weight: 600; fill: var(--removed); }
+svg .grid { stroke: var(--line); stroke-width: 0.6; } svg .axis { stroke: var(--faint); stroke-width: 0.8; }
+svg .bound { stroke: var(--removed); stroke-width: 1.6; stroke-dasharray: 5 3; } svg .area { fill: var(--removed); opacity: 0.07; }
+svg .inside { fill: var(--model); } svg .beyond { fill: var(--removed); } svg .all { opacity: 0.3; } svg .track { fill: var(--card); }
+svg.stage { display: block; width: 170px; height: 14px; border-radius: 3px; }
+.key { display: inline-block; width: 0.8em; height: 0.8em; border-radius: 2px; margin: 0 0.2em 0 0.5em; }
+.key.inside { background: var(--model); } .key.beyond { background: var(--removed); } .key.all { opacity: 0.3; }
+.rule { display: grid; grid-template-columns: minmax(0, 1fr) 15rem; gap: 4px 24px; align-items: start; }
+.rule table { font-size: 0.84rem; } .rule td, .rule th { padding: 3px 12px 3px 0; }
+@media (max-width: 760px) { .rule { grid-template-columns: minmax(0, 1fr); } }
+.sides { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(340px, 100%), 1fr)); gap: 4px 20px; }
+.sides h4, h4 { margin: 12px 0 4px; font-size: 0.9rem; }
+.document { padding: 6px 10px; margin: 6px 0; font-size: 0.88rem; } .document summary { font-weight: 400; }
+.document summary b { font-variant-numeric: tabular-nums; margin-right: 0.4em; }
+.document pre { max-height: 22rem; font-size: 0.8rem; }
+.stage-table td, .stage-table th { padding-right: 14px; }
+.stage-table .scroll { margin: 8px 0; }
+@media print { main { max-width: none; padding: 0; } details.document { break-inside: avoid; } }
+"""
+_COLUMNS = ("documents", "bytes", "tokens")
+_LINE = 110
+
+
+def render(numbers: Mapping, title: str) -> str:
+    """The whole page.
+
+    Args:
+      numbers: from numbers.collect.
+      title: of the page.
+    """
+    presets = numbers["presets"]
+    links = [
+        ("all", "All stages"),
+        *((f"p{i}", f"Preset {name}") for i, name in enumerate(presets)),
+    ]
+    body = [
+        tag("h1", title),
+        html.paragraph(
+            "What each stage and each threshold takes out, and which documents stand on both sides of it.",
+            css="faint",
+        ),
+        tag("nav", *(Html(f'<a href="#{anchor}">{html.text(name)}</a>') for anchor, name in links)),
+        _cards(numbers),
+        _guide(numbers),
+        _all_stages(numbers),
+        *(_preset(i, name, preset, numbers) for i, (name, preset) in enumerate(presets.items())),
+    ]
+    return html.page(title, html.join(body), style=_STYLE)
+
+
+def _cards(numbers: Mapping) -> Html:
+    read, kept = _ends(numbers["presets"].values())
+    extracted = [_stage(preset, "extract")["out"] for preset in numbers["presets"].values()]
+    before = sum(amount["bytes"] for amount in extracted)
+    return html.cards(
+        [
+            (f"{read:,}", "documents read"),
+            (f"{kept['documents']:,}", f"kept: {_percent(kept['documents'], read)}"),
+            (_megabytes(kept["bytes"]), f"of text kept, out of {_megabytes(before)}"),
+            (_count(kept["tokens"]), f"kept: {numbers['tokens']}, estimated"),
+        ]
+    )
+
+
+def _ends(presets: Iterable[Mapping]) -> tuple[int, dict]:
+    """Documents read, and what was kept."""
+    read, kept = 0, dict.fromkeys(_COLUMNS, 0)
+    for preset in presets:
+        read += preset["stages"][0]["in"]["documents"]
+        for name in _COLUMNS:
+            kept[name] += preset["stages"][-1]["out"][name] or 0
+    return read, kept
+
+
+def _stage(preset: Mapping, name: str) -> Mapping:
+    return next(stage for stage in preset["stages"] if stage["name"] == name)
+
+
+def _guide(numbers: Mapping) -> Html:
+    limits = numbers["limits"]
+    key = Html(
+        '<span class="key inside all"></span>pale: all documents that reach the stage;'
+        '<span class="key inside"></span>full: those that no other rule of the stage removes, so that full bars inside '
+        'of the threshold are kept, and full bars beyond it<span class="key beyond"></span>are removed by this rule alone.'
+    )
+    return tag(
+        "details",
+        tag("summary", "How to read this page"),
+        html.paragraph(
+            "Counts of documents and bytes, and how many documents each reason removed, are those of the whole corpus. "
+            f"Histograms, and all that is said to be of the sample, come from at most {limits['sample_documents']:,} documents "
+            f"and {_megabytes(limits['sample_bytes'])} of text of each preset, drawn by the hash of their ids from at most "
+            f"{limits['work_items']} work items, before any filter. Intervals are Wilson's, at 95 %."
+        ),
+        html.paragraph(
+            "The documents that reach a stage are those that all stages before it kept. Removed: the rule is the first of its "
+            "stage to fail, which gives the reason. Beyond: on the wrong side of the threshold, whatever other rules say. "
+            "Alone: beyond this threshold and no other of the stage; so many documents would pass the stage if the rule were "
+            "off. A rule that removes much and little alone repeats what its neighbours say."
+        ),
+        tag("p", "In the histograms, ", key, " Counts have a logarithmic axis."),
+        html.paragraph(
+            "A threshold is too strict if the removed documents next to it read as well as those kept; it is too loose if "
+            "those kept next to it should go. Where the histogram is steep at the threshold, its exact value matters."
+        ),
+    )
+
+
+def _all_stages(numbers: Mapping) -> Html:
+    read, kept = _ends(numbers["presets"].values())
+    text = (
+        f"{kept['documents']:,} of {read:,} documents are kept. Tokens are {numbers['tokens']}, estimated from the tokens of "
+        "a byte in the sample."
+    )
+    if len(numbers["presets"]) > 1:
+        text += " Not every stage is in every preset: the documents that go in are those of the presets that have it."
+    sources = [
+        [
+            name,
+            source["preset"],
+            source["train"]["documents"],
+            source["heldout"]["documents"],
+            source["removed"],
+            html.Number(_megabytes(source["train"]["bytes"] + source["heldout"]["bytes"])),
+        ]
+        for name, source in numbers["sources"].items()
+    ]
+    return html.section(
+        "all",
+        "All stages",
+        html.paragraph(text),
+        _stage_table(numbers["stages"], read, None),
+        tag("h3", "Sources"),
+        html.table(["source", "preset", "train", "held out", "removed", "text kept"], sources),
+    )
+
+
+def _stage_table(stages: Sequence[Mapping], read: int, anchor: str | None) -> Html:
+    rows = []
+    for place, stage in enumerate(stages):
+        before, after = stage["in"], stage["out"]
+        name = html.text(stage["name"])
+        if anchor is not None:
+            name = Html(f'<a href="#{anchor}s{place}">{name}</a>')
+        rows.append(
+            [
+                name,
+                charts.bar(after["documents"], stage["removed"], read),
+                before["documents"],
+                stage["removed"],
+                html.Number(_percent(stage["removed"], before["documents"])),
+                after["documents"],
+                html.Number(_megabytes(before["bytes"])),
+                html.Number(_megabytes(after["bytes"])),
+                html.Number(_count(before["tokens"])),
+                html.Number(_count(after["tokens"])),
+            ]
+        )
+    columns = ["stage", "of all documents", "in", "removed", "", "out", "text in", "text out"]
+    columns += ["tokens in", "tokens out"]
+    return tag("div", html.table(columns, rows), css="stage-table")
+
+
+def _preset(number: int, name: str, preset: Mapping, numbers: Mapping) -> Html:
+    anchor = f"p{number}"
+    read, _ = _ends([preset])
+    sample = preset["sample"]
+    text = (
+        f"Sources: {', '.join(preset['sources'])}. The sample has {sample['documents']:,} of {preset['extracted']:,} extracted "
+        f"documents, {_megabytes(sample['bytes'])} of text"
+    )
+    if preset["work_items_read"] < preset["work_items"]:
+        text += f", drawn from {preset['work_items_read']} of {preset['work_items']:,} work items"
+    stages = preset["stages"]
+    shown = [_stage_section(f"{anchor}s{i}", stage) for i, stage in enumerate(stages)]
+    table = _stage_table(stages, read, anchor)
+    return html.section(anchor, f"Preset {name}", html.paragraph(f"{text}."), table, *shown)
+
+
+def _stage_section(anchor: str, stage: Mapping) -> Html:
+    note = f"removes {stage['removed']:,} of {stage['in']['documents']:,} documents"
+    if stage["removed"]:
+        note += f", {_percent(stage['removed'], stage['in']['documents'])}"
+    heading = Html(
+        f'<h3 id="{anchor}">{html.text(stage["name"])} <span class="faint">{html.text(note)}</span></h3>'
+    )
+    parts = [heading]
+    if stage["edits"]:
+        edits = ", ".join(f"{kind} {count:,}" for kind, count in stage["edits"].items())
+        parts.append(html.paragraph(f"Edited: {edits}."))
+    if stage.get("languages"):
+        parts.append(_languages(stage))
+    if stage["rules"]:
+        parts.append(_rule_table(anchor, stage))
+        parts += [_rule(f"{anchor}r{i}", rule, stage) for i, rule in enumerate(stage["rules"])]
+    shown = {rule["reason"] for rule in stage["rules"]}
+    parts += [
+        _drawn(reason, stage, open_=False) for reason in stage["drawn"] if reason not in shown
+    ]
+    if stage.get("cluster_sizes"):
+        parts.append(_clusters(stage))
+    return tag("div", *parts)
+
+
+def _languages(stage: Mapping) -> Html:
+    rows = [
+        [row["language"] or "none", row["documents"], row["kept"], row["median_score"]]
+        for row in stage["languages"]
+    ]
+    return html.table(["language, in the sample", "documents", "kept", "median score"], rows)
+
+
+def _rule_table(anchor: str, stage: Mapping) -> Html:
+    rows = []
+    for number, rule in enumerate(stage["rules"]):
+        link = Html(f'<a href="#{anchor}r{number}">{html.text(_name(rule))}</a>')
+        removed = rule["corpus"]["removed"]
+        rows.append(
+            [
+                link,
+                f"{rule['removes']} {charts.number_text(rule['bound'])}",
+                removed,
+                html.Number(_percent(removed, rule["corpus"]["reached"])),
+                html.Number(_share(rule["beyond"])),
+                html.Number(_share(rule["alone"])),
+                html.Number(charts.number_text(rule["quantiles"]["0.5"])),
+            ]
+        )
+    columns = ["rule", "removes", "removed", "of all", "beyond", "alone", "median"]
+    return html.table(columns, rows)
+
+
+def _name(rule: Mapping) -> str:
+    languages = ", ".join(code or "no language" for code in rule["languages"])
+    return f"{rule['rule']} ({languages})" if languages else rule["rule"]
+
+
+def _rule(anchor: str, rule: Mapping, stage: Mapping) -> Html:
+    removed = rule["corpus"]["removed"]
+    title = tag(
+        "summary",
+        f"{_name(rule)}: {rule['removes']} {charts.number_text(rule['bound'])} ",
+        tag("span", f"removes {removed:,}" if removed else "removes nothing"),
+    )
+    facts = [
+        ["beyond", html.Number(_share(rule["beyond"], interval=True))],
+        ["alone", html.Number(_share(rule["alone"], interval=True))],
+        *(
+            [f"{100 * float(q):g} % are at most", html.Number(charts.number_text(value))]
+            for q, value in rule["quantiles"].items()
+        ),
+        *(
+            [
+                f"to remove {100 * row['share']:g} %",
+                html.Number(charts.number_text(row["bound"])),
+            ]
+            for row in rule["bounds"]
+        ),
+    ]
+    chart = charts.histogram(rule["histogram"], bound=rule["bound"], low=rule["removes"] == "below")
+    caption = f"{rule['measured']:,} documents of the sample"
+    content = [
+        Html(f'<div class="rule" id="{anchor}">'),
+        html.figure(chart, caption),
+        html.table(["of the sample", ""], facts),
+        Html("</div>"),
+        tag(
+            "div",
+            _side("Kept, nearest to the threshold", rule["nearest"]["kept"]),
+            _side("Removed, nearest to the threshold", rule["nearest"]["removed"]),
+            css="sides",
+        ),
+    ]
+    if stage["drawn"].get(rule["reason"]):
+        content.append(_drawn(rule["reason"], stage, open_=False))
+    opened = " open" if removed else ""
+    return Html(f"<details{opened}>{title}{html.join(content)}</details>")
+
+
+def _side(title: str, documents: Sequence[Mapping]) -> Html:
+    found = [_document(document) for document in documents]
+    return tag(
+        "div",
+        tag("h4", title),
+        *(found or [html.paragraph("none in the sample", css="faint")]),
+    )
+
+
+def _drawn(reason: str, stage: Mapping, *, open_: bool) -> Html:
+    count = stage["removed_by_reason"].get(reason, 0)
+    documents = stage["drawn"][reason]
+    return html.folded(
+        f"{reason}",
+        f"{len(documents)} of {count:,} removed documents, drawn by hash",
+        *(_document(document) for document in documents),
+    )
+
+
+def _clusters(stage: Mapping) -> Html:
+    sizes = [[int(size), count] for size, count in stage["cluster_sizes"].items()]
+    return html.join(
+        [
+            tag("h4", "Clusters of duplicates, by how many documents each stands for"),
+            html.table(["size", "clusters"], sizes),
+            html.folded(
+                "The largest clusters",
+                "the document that was kept of each",
+                *(_document(document) for document in stage["clusters"]),
+            ),
+        ]
+    )
+
+
+def _document(document: Mapping) -> Html:
+    """A line that opens to the text."""
+    first = " ".join(document["excerpt"].split())
+    value = document.get("value")
+    words = [tag("b", charts.number_text(value))] if value is not None else []
+    others = document.get("also_removed_by", [])
+    note = f"also {', '.join(others)}" if others else ""
+    facts = [document["source"], document["path"], document["url"], document["language"]]
+    facts += [f"{document['characters']:,} characters", f"{document['words']:,} words"]
+    if document["cluster_size"]:
+        facts.append(f"stands for {document['cluster_size']:,}")
+    facts.append(document["id"])
+    rest = document["characters"] - len(document["excerpt"])
+    text = document["excerpt"] + (f" … ({rest:,} more characters)" if rest else "")
+    line = first[:_LINE] + ("…" if len(first) > _LINE else "") or document["path"]
+    return tag(
+        "details",
+        tag("summary", *words, tag("span", line), *([" ", tag("b", note)] if note else [])),
+        html.paragraph(" · ".join(fact for fact in facts if fact), css="origin"),
+        html.preformatted(text) if document["excerpt"] else "",
+        css="document",
+    )
+
+
+def _share(share: Mapping, *, interval: bool = False) -> str:
+    if share["share"] is None:
+        return "–"
+    text = f"{100 * share['share']:.1f} %"
+    if interval and share["low"] < share["high"]:
+        text += f" ({100 * share['low']:.1f} to {100 * share['high']:.1f})"
+    return text
+
+
+def _percent(part: int, whole: int) -> str:
+    return f"{100 * part / whole:.1f} %" if whole else "–"
+
+
+def _megabytes(size: int | None) -> str:
+    return "–" if size is None else f"{size / 1e6:,.2f} MB"
+
+
+def _count(value: int | None) -> str:
+    """A number of tokens, in three digits."""
+    if value is None:
+        return "–"
+    for unit, name in ((10**9, "B"), (10**6, "M"), (10**3, "k")):
+        if value >= unit:
+            return f"{value / unit:.3g} {name}"
+    return str(value)
