@@ -1,4 +1,4 @@
-"""Output head and cross-entropy in one, over chunks of tokens.
+"""Output head and cross-entropy in one, over chunks of tokens, or of the vocabulary where devices share a batch.
 
 The loss is a sum, so its gradient is known as soon as a chunk's logits are: the forward pass of a differentiated
 call computes both and drops the logits (as Liger Kernel's fused linear cross-entropy does, arXiv:2410.10989,
@@ -8,11 +8,19 @@ B batch, S sequence, C chunks, P tokens of a row in a chunk, D model width, V vo
 """
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
 
 from smoljax.errors import SmoljaxError
+from smoljax.losses import vocabulary_tiles
+
+TOKEN_AXES = (
+    "data",
+    "fsdp",
+    "context",
+)  # Mesh axes that split tokens: those of parallel.batch_sharding.
 
 
 def cross_entropy(
@@ -31,7 +39,9 @@ def cross_entropy(
       unembedding_DV: output matrix; its gradient is accumulated over chunks in f32.
       targets_BS: int32 token ids.
       loss_mask_BS: bool; False leaves a position out of loss and count.
-      chunk_size: the most tokens whose logits exist at once (at least one of each row is taken).
+      chunk_size: tokens per device whose logits fill the memory that logits may take. On one device no more than these
+        exist at once (at least one of each row is taken). On a mesh that gives a device more tokens than these, the
+        logits of all of them exist to a part of the vocabulary (vocabulary_tiles.py), in the same memory.
       z_loss: weight of the squared log-normaliser (PaLM, arXiv:2204.02311, section 5); 0 leaves it out.
 
     Returns:
@@ -49,20 +59,33 @@ def cross_entropy(
         )
     if chunk_size < 1:
         raise SmoljaxError(f"cross_entropy got chunk_size={chunk_size}: set it to at least 1")
-    num_chunks = min(S, -(-B * S // chunk_size))
-    chunks = (
-        _split(hidden_BSD, num_chunks),
-        _split(targets_BS, num_chunks),
-        _split(loss_mask_BS, num_chunks),
-    )
-    nats, z = _sums(z_loss, chunks[0], unembedding_DV, chunks[1], chunks[2])
+    devices = _devices_of_the_tokens()
+    num_chunks = -(-B * S // (chunk_size * devices))
+    if devices > 1 and num_chunks > 1:
+        nats, z = vocabulary_tiles.sums(
+            num_chunks, z_loss, hidden_BSD, unembedding_DV, targets_BS, loss_mask_BS
+        )
+    else:
+        num_chunks = min(S, num_chunks)
+        chunks = (
+            _split(hidden_BSD, num_chunks),
+            _split(targets_BS, num_chunks),
+            _split(loss_mask_BS, num_chunks),
+        )
+        nats, z = _sums(z_loss, chunks[0], unembedding_DV, chunks[1], chunks[2])
     metrics = {"cross_entropy": jax.lax.stop_gradient(nats - z), "z_loss": jax.lax.stop_gradient(z)}
     return nats, jnp.sum(loss_mask_BS, dtype=jnp.int32), metrics
 
 
+def _devices_of_the_tokens() -> int:
+    """Devices of the active mesh over which tokens are split; 1 without one."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return math.prod(mesh.shape.get(axis, 1) for axis in TOKEN_AXES)
+
+
 def _split(x_BS, num_chunks: int):
-    """[B, S, ...] to [C, B, P, ...]. Chunk c takes every C-th token, so that every chunk uses every device of a
-    mesh that splits the sequence; a tail is filled with zeros, which the loss mask leaves out."""
+    """[B, S, ...] to [C, B, P, ...]. Chunk c takes every C-th token; a tail is filled with zeros, which the loss mask
+    leaves out."""
     B, S = x_BS.shape[:2]
     rows = -(-S // num_chunks)
     fill = [(0, 0)] * x_BS.ndim

@@ -62,7 +62,10 @@ class Decoder(nn.Module):
                 nn.with_logical_partitioning(matrix, ("embed", "vocab")),
                 (config.hidden_size, config.vocab_size),
             )
-        x_BSD = _constrain(embedding_VD[tokens_BS].astype(dtype), "embed")
+        # Each device looks its own tokens up, in whole rows. In rows split over fsdp it would look up the tokens of all devices,
+        # in pieces of a few numbers, which a TPU stores 16 times as wide.
+        table_VD = nn.with_logical_constraint(embedding_VD, ("vocab", None))
+        x_BSD = _constrain(table_VD[tokens_BS].astype(dtype), "embed")
         cos, sin = rope_tables(
             positions_BS,
             head_dim=config.head_dim,

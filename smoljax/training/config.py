@@ -12,7 +12,7 @@ class TrainingConfig:
     Attributes:
       num_steps: optimizer updates in all.
       micro_batches: pieces in which the gradient of a batch is accumulated.
-      loss_chunk: tokens per chunk of the cross-entropy.
+      loss_chunk: tokens per device whose logits fill the memory that logits may take (smoljax.losses.cross_entropy).
       z_loss: weight of the squared log-normaliser.
       quantization: "int8", "int4" or "w8a8": training and evaluation round the weights as smoljax.interop.quantize does,
         so that the model learns to do with them (quantisation-aware training); "" does not round.

@@ -35,7 +35,7 @@ def loss_sum(
       config: the model.
       params: its parameters.
       batch: [B, S] arrays tokens, targets, segment_ids (int32) and loss_mask (bool).
-      loss_chunk: tokens per chunk of the cross-entropy; no more logits than that exist at once.
+      loss_chunk: tokens per device whose logits fill the memory that logits may take (smoljax.losses.cross_entropy).
       z_loss: weight of the squared log-normaliser (PaLM, section 5); 0 leaves it out.
       return_max_logits: also put "max_logits" beside it, f32 [L, N]: the largest attention logit of each head.
     """

@@ -41,7 +41,7 @@ def run_steps(config, mesh_config, *, micro_batches=1, num_steps=3, model=MODEL,
         mesh=mesh,
         shardings=shardings,
         micro_batches=micro_batches,
-        loss_chunk=64,
+        loss_chunk=16,  # On one device chunks of tokens, on eight two tiles of the vocabulary.
         z_loss=1e-4,
         quantization=quantization,
     )
