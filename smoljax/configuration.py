@@ -21,6 +21,7 @@ SECTIONS = {
     "mesh": "smoljax.parallel:MeshConfig",
     "optimizer": "smoljax.optim:OptimizerConfig",
     "training": "smoljax.training.config:TrainingConfig",
+    "evaluation": "smoljax.evaluation.config:EvaluationConfig",
     "generation": "smoljax.evaluation.sampling:GenerationConfig",
     "ablation": "smoljax.research.data_ablation:AblationConfig",
 }

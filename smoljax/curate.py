@@ -2,6 +2,7 @@
 
 Three parts, each skipped while it is up to date; --only names one:
   documents   runs the recipe config.curation.recipe; writes WORKDIR/documents, removed documents with their reasons
+              (among them those that share 13 words in a row with a benchmark of config.evaluation.sets)
   tokenizer   trains SentencePiece on the train split; writes WORKDIR/tokenizer (or checks config.tokenizer.directory)
   shards      writes token shards of every source to WORKDIR/shards
 One more runs only when it is named:
@@ -44,9 +45,11 @@ def main(config: dict, workdir: Path, *, only: str) -> int:
 
 def _documents(config: dict, workdir: Path) -> None:
     from smoljax import configuration, curation
+    from smoljax.evaluation.config import EvaluationConfig
 
     settings = configuration.build(curation.CurationConfig, config.get("curation", {}), "curation")
-    print(curation.table(curation.curate(settings, workdir)))
+    scored = configuration.build(EvaluationConfig, config.get("evaluation", {}), "evaluation")
+    print(curation.table(curation.curate(settings, workdir, evaluation_sets=scored.sets)))
 
 
 def _tokenizer(config: dict, workdir: Path) -> None:

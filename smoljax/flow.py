@@ -42,7 +42,9 @@ class Step:
 
 
 STEPS = (
-    Step("documents", ("curate", "--only=documents"), ("curation",), (), ("documents",)),
+    Step(
+        "documents", ("curate", "--only=documents"), ("curation", "evaluation"), (), ("documents",)
+    ),
     Step(
         "tokenizer",
         ("curate", "--only=tokenizer"),

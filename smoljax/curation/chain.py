@@ -6,7 +6,7 @@ A preset names its stages in order, and gives the arguments of those that do not
    "by_language": {"fr": {"gopher_quality": {"min_mean_word_length": 2}}}}
 "extract" turns pages into text; before it only "url" can run. "dedup" compares the documents of all shards; what
 stands before it and behind it sees one document at a time. `by_language` adds to a stage's arguments, or replaces
-them, for the documents of one language.
+them, for the documents of one language. "decontamination" need not be named (`decontaminated`).
 """
 
 import functools
@@ -18,6 +18,7 @@ from typing import NamedTuple
 import pyarrow as pa
 
 from smoljax.curation import extract, filters, formatters, schema
+from smoljax.curation.decontamination import Decontamination
 from smoljax.errors import SmoljaxError
 
 # Of documents without a language, as the filters of words take them.
@@ -31,7 +32,7 @@ _FORMATTERS: dict[str, Callable[..., formatters.Formatter]] = {
 }
 _ON_PAGES = ("url",)
 # They run before the language is known, or on all documents alike.
-_NOT_BY_LANGUAGE = ("extract", "language", "dedup", *_FORMATTERS)
+_NOT_BY_LANGUAGE = ("extract", "language", "decontamination", "dedup", *_FORMATTERS)
 
 
 class Step(NamedTuple):
@@ -81,7 +82,7 @@ def build(preset: Mapping) -> Chain:
 
 def check(field: str, preset: Mapping) -> None:
     """Raises a SmoljaxError that names the entry below `field` which is no stage, or has wrong arguments."""
-    known = {"extract", "dedup", *_FILTERS, *_FORMATTERS}
+    known = {"extract", "decontamination", "dedup", *_FILTERS, *_FORMATTERS}
     order = tuple(preset.get("order", ()))
     for name in order:
         if name not in known:
@@ -122,8 +123,21 @@ def stages(preset: Mapping) -> tuple[str, ...]:
 
 
 def removing(order: Sequence[str]) -> tuple[str, ...]:
-    """The stages in an order that remove documents, but for "extract"."""
-    return tuple(name for name in order if name != "extract" and name not in _FORMATTERS)
+    """The stages in an order that remove documents for what they are: neither "extract" nor "decontamination"."""
+    others = ("extract", "decontamination", *_FORMATTERS)
+    return tuple(name for name in order if name not in others)
+
+
+def decontaminated(preset: Mapping, index: str) -> dict:
+    """The preset with "decontamination" by an index: where it names it, or else right before "dedup", or last.
+
+    Before "dedup", so that of two near-duplicates of which one is contaminated the other stays, whichever is first.
+    """
+    order = tuple(preset["order"])
+    if "decontamination" not in order:
+        at = order.index("dedup") if "dedup" in order else len(order)
+        order = (*order[:at], "decontamination", *order[at:])
+    return {**preset, "order": order, "decontamination": {"index": index}}
 
 
 def _step(name: str, preset: Mapping) -> Step:
@@ -131,6 +145,8 @@ def _step(name: str, preset: Mapping) -> Step:
     for code, overrides in preset.get("by_language", {}).items():
         if name in overrides:
             arguments[code] = {**arguments[None], **overrides[name]}
+    if name == "decontamination":
+        return Step(name, Decontamination(**arguments[None]), arguments)
     if name in _FORMATTERS:
         formatter = _FORMATTERS[name](**arguments[None])
         return Step(name, functools.partial(_format, formatter), arguments, formatter.edits)
@@ -178,6 +194,13 @@ def _in_order(parts: list[pa.RecordBatch]) -> pa.RecordBatch:
 
 def _check_arguments(field: str, name: str, arguments: Mapping) -> None:
     if name == "dedup":
+        return
+    if name == "decontamination":
+        if arguments:
+            raise SmoljaxError(
+                f"{field} has {', '.join(arguments)}: it takes no arguments; its words are counted by "
+                "config.curation.decontamination_ngram"
+            )
         return
     function = extract.extract if name == "extract" else (_FILTERS | _FORMATTERS)[name]
     try:

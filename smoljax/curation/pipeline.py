@@ -15,7 +15,8 @@ from pathlib import Path
 import xxhash
 
 from smoljax import files
-from smoljax.curation import chain, items, runner, steps
+from smoljax.curation import chain, decontamination, items, runner, steps
+from smoljax.curation.decontamination import steps as decontamination_steps
 from smoljax.curation.shards import Shard
 from smoljax.errors import SmoljaxError
 
@@ -48,12 +49,24 @@ def run_steps(
     presets: Mapping[str, Mapping],
     max_document_bytes: int,
     heldout_fractions: Mapping[str, float],
+    evaluation_sets: Sequence[decontamination.EvaluationSet],
+    ngram: int,
     workers: int,
     beam_options: Sequence[str] | None,
-) -> tuple[list[dict], list[dict]]:
-    """Runs all steps in `directory` and returns (results of the last step in shard order, stage table)."""
+) -> tuple[list[dict], list[dict], dict | None]:
+    """Runs all steps in `directory`.
+
+    Returns:
+      results of the last step in shard order; the stage table; and what was found of the evaluation sets:
+      {"ngram", "sets": {name: counts of `decontamination.steps.summary`}}, None without sets.
+    """
     root = directory
-    chains = [presets[shard.preset] for shard in shards]
+    configured = chains = [presets[shard.preset] for shard in shards]
+    if evaluation_sets:
+        index = _index(directory, evaluation_sets, ngram)
+        # A key holds what the index was made from, and not where it lies.
+        configured = [chain.decontaminated(preset, index.keys[0]) for preset in configured]
+        chains = [chain.decontaminated(preset, index.folders[0]) for preset in chains]
     run = _Runner(root, shards, {"workers": workers, "beam_options": beam_options})
 
     extracted = run.each(
@@ -61,7 +74,7 @@ def run_steps(
         steps.extract,
         keys=[
             hash_of(fingerprint(shard), max_document_bytes, _up_to_extract(preset))
-            for shard, preset in zip(shards, chains)
+            for shard, preset in zip(shards, configured)
         ],
         arguments=[(shard, preset, max_document_bytes) for shard, preset in zip(shards, chains)],
         sizes=[sum(piece.size for piece in shard.pieces) for shard in shards],
@@ -70,7 +83,7 @@ def run_steps(
     filtered = run.each(
         "filter",
         steps.filter,
-        keys=[hash_of(key, preset) for key, preset in zip(extracted.keys, chains)],
+        keys=[hash_of(key, preset) for key, preset in zip(extracted.keys, configured)],
         arguments=[(f"{root}/extract/{name}", preset) for name, preset in zip(run.names, chains)],
         sizes=sizes,
     )
@@ -93,7 +106,10 @@ def run_steps(
     for row in table:
         if row["name"] == "dedup":
             row["seconds"] = round(sum(exact.seconds), 2)
-    return finished.results, table
+    contamination = None
+    if evaluation_sets:
+        contamination = {"ngram": ngram, "sets": _hits(run, index, finished)}
+    return finished.results, table, contamination
 
 
 def assemble(shards: Sequence[Shard], directory: str, workdir: Path, manifest: Mapping) -> None:
@@ -113,14 +129,62 @@ def assemble(shards: Sequence[Shard], directory: str, workdir: Path, manifest: M
                     shutil.copyfile(source, target)
             items.forget_fetched()
             numbers[shard.source] += 1
+        if manifest["decontamination"] is not None:
+            _write_hits(folder, directory, len(shards), manifest["decontamination"])
         files.atomic_write_json(folder / "manifest.json", manifest)
+
+
+def _index(
+    directory: str, evaluation_sets: Sequence[decontamination.EvaluationSet], ngram: int
+) -> "_Done":
+    """The index of the sets' n-grams, made by this process: the benchmark files need not be where workers can read them."""
+    key = hash_of("evaluation", CODE_VERSION, decontamination.fingerprint(evaluation_sets), ngram)
+    size = sum(file.size for wanted in evaluation_sets for file in wanted.inputs())
+    item = items.WorkItem(
+        "all",
+        key,
+        decontamination_steps.build_index,
+        (evaluation_sets, ngram),
+        size,
+        "the evaluation sets",
+    )
+    folder = f"{directory}/evaluation"
+    (manifest,) = runner.run([item], folder, stage="evaluation", workers=1)
+    return _Done([key], [f"{folder}/all"], [manifest["result"]], [manifest["seconds"]])
+
+
+def _hits(run: "_Runner", index: "_Done", finished: "_Done") -> dict[str, dict]:
+    """What each evaluation set had in the removed documents."""
+    found = run.each(
+        "contamination",
+        decontamination_steps.find_hits,
+        keys=[hash_of(key, index.keys) for key in finished.keys],
+        arguments=[(folder, index.folders[0]) for folder in finished.folders],
+        sizes=[result["removed"] for result in finished.results],
+    )
+    return decontamination_steps.summary(
+        index.folders[0], index.results[0], found.folders, found.results
+    )
+
+
+def _write_hits(folder: Path, directory: str, shards: int, contamination: Mapping) -> None:
+    """documents/decontamination.json, the counts; documents/decontamination.jsonl, every hit in the order of the shards."""
+    files.atomic_write_json(folder / "decontamination.json", contamination)
+    with open(folder / "decontamination.jsonl", "wb") as target:
+        for number in range(shards):
+            with open(
+                items.verified(f"{directory}/contamination/{number:05d}", "hits.jsonl"), "rb"
+            ) as found:
+                shutil.copyfileobj(found, target)
+    items.forget_fetched()
 
 
 @dataclass(frozen=True)
 class _Done:
-    """A finished step: its items' keys, results and seconds, in order."""
+    """A finished step: its items' keys, folders, results and seconds, in order."""
 
     keys: list[str]
+    folders: list[str]
     results: list[dict]
     seconds: list[float]
 
@@ -150,7 +214,10 @@ class _Runner:
             for name, key, argument, size, label in zip(names, keys, arguments, sizes, labels)
         ]
         manifests = runner.run(todo, f"{self._root}/{step}", stage=step, **self._options)
-        return _Done(keys, [m["result"] for m in manifests], [m["seconds"] for m in manifests])
+        folders = [f"{self._root}/{step}/{name}" for name in names]
+        return _Done(
+            keys, folders, [m["result"] for m in manifests], [m["seconds"] for m in manifests]
+        )
 
 
 def _up_to_extract(preset: Mapping) -> list:

@@ -11,7 +11,7 @@ from types import ModuleType
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from smoljax.curation import chain, pipeline, presets, runner
+from smoljax.curation import chain, decontamination, pipeline, presets, runner
 from smoljax.curation import sources as sources_module
 from smoljax.errors import SmoljaxError
 
@@ -31,6 +31,8 @@ class CurationConfig:
       heldout_fractions: the same for single sources, by name; 1 for a source that is only scored.
       shard_bytes: about how many input bytes one work item reads.
       max_document_bytes: larger documents are removed unread.
+      decontamination_ngram: documents that share so many words in a row with an evaluation set are removed; 0 keeps
+        them. 13 as GPT-3, 12 as datatrove.
       directory: where the work items write; by default WORKDIR/curation. On Beam a URL that all workers can reach.
       beam_options: Apache Beam's flags, () for its runner inside this process; None uses processes of this machine.
     """
@@ -42,6 +44,7 @@ class CurationConfig:
     heldout_fractions: Mapping[str, float] = field(default_factory=dict)
     shard_bytes: int = 64 << 20
     max_document_bytes: int = 64 << 20
+    decontamination_ngram: int = 13
     directory: str = ""
     beam_options: tuple[str, ...] | None = None
 
@@ -51,6 +54,11 @@ class CurationConfig:
                 raise SmoljaxError(
                     f"config.curation.{name} is {getattr(self, name)}: it must be at least 1"
                 )
+        if self.decontamination_ngram and not 5 <= self.decontamination_ngram <= 50:
+            raise SmoljaxError(
+                f"config.curation.decontamination_ngram is {self.decontamination_ngram}: it must be from 5 to 50 words, "
+                "or 0 for no decontamination"
+            )
         for name, fraction in {"": self.heldout_fraction, **self.heldout_fractions}.items():
             if not 0.0 <= fraction <= 1.0:
                 label = f"heldout_fractions.{name}" if name else "heldout_fraction"
@@ -59,7 +67,13 @@ class CurationConfig:
             chain.check(f"config.curation.presets.{name}", preset)
 
 
-def curate(config: CurationConfig, workdir: Path | str, *, workers: int | None = None) -> dict:
+def curate(
+    config: CurationConfig,
+    workdir: Path | str,
+    *,
+    evaluation_sets: Mapping[str, object] | None = None,
+    workers: int | None = None,
+) -> dict:
     """Makes `<workdir>/documents/` from the recipe's sources and returns its manifest.
 
     Finished work of an earlier or interrupted run is kept where neither its input nor the configuration that it
@@ -68,6 +82,7 @@ def curate(config: CurationConfig, workdir: Path | str, *, workers: int | None =
     Args:
       config: what to curate.
       workdir: local folder of the run.
+      evaluation_sets: config.evaluation.sets, the benchmarks whose text no document may hold (`decontamination`).
       workers: processes; by default the cores that this process may use.
 
     Raises:
@@ -80,22 +95,26 @@ def curate(config: CurationConfig, workdir: Path | str, *, workers: int | None =
     directory = config.directory or str(workdir / "curation")
     with runner.only_run_in(workdir / "curation"):
         shards = sources_module.shards(recipe_sources(config, workdir), config.shard_bytes)
-        config_hash, inputs_hash, fractions = _hashes(config, shards)
+        sets = _evaluation_sets(config, evaluation_sets or {})
+        config_hash, inputs_hash, fractions = _hashes(config, shards, sets)
         finished = _finished(workdir, config_hash, inputs_hash)
         if finished is not None:
             return finished
-        results, stage_table = pipeline.run_steps(
+        results, stage_table, contamination = pipeline.run_steps(
             shards,
             directory,
             presets=config.presets,
             max_document_bytes=config.max_document_bytes,
             heldout_fractions=fractions,
+            evaluation_sets=sets,
+            ngram=config.decontamination_ngram,
             workers=workers,
             beam_options=config.beam_options,
         )
         manifest = {
             "stages": stage_table,
             "sources": _sum_by_source(shards, results),
+            "decontamination": contamination,
             "presets": json.loads(pipeline.as_json(config.presets)),
             "config_hash": config_hash,
             "inputs_hash": inputs_hash,
@@ -140,7 +159,26 @@ def table(manifest: Mapping) -> str:
             f"{name:<20}{train['documents']:>10,}{train['bytes'] / 1e6:>10.2f}"
             f"{heldout['documents']:>10,}{heldout['bytes'] / 1e6:>10.2f}{source['removed']:>10,}"
         )
-    return "\n".join(lines)
+    return "\n".join([*lines, *_decontamination_lines(manifest["decontamination"])])
+
+
+def _decontamination_lines(found: Mapping | None) -> list[str]:
+    """What each evaluation set had in the documents; without sets, or with decontamination off, nothing."""
+    if found is None:
+        return []
+    lines = [
+        "",
+        f"{'evaluation set':<20}{'items':>10}{'hit':>10}{'too short':>10}{'documents':>10}",
+    ]
+    for name, row in found["sets"].items():
+        lines.append(
+            f"{name:<20}{row['items']:>10,}{row['items_hit']:>10,}{row['short']:>10,}{row['documents']:>10,}"
+        )
+    return [
+        *lines,
+        f"(hit: shares {found['ngram']} words in a row with a removed document; too short: has fewer words, and was not "
+        "looked for; documents/decontamination.jsonl has each hit)",
+    ]
 
 
 def recipe_sources(config: CurationConfig, workdir: Path) -> tuple[sources_module.Source, ...]:
@@ -180,13 +218,30 @@ def _load(recipe: str) -> ModuleType:
     return module
 
 
-def _hashes(config: CurationConfig, shards) -> tuple[str, str, dict[str, float]]:
+def _evaluation_sets(
+    config: CurationConfig, section: Mapping[str, object]
+) -> tuple[decontamination.EvaluationSet, ...]:
+    sets = decontamination.evaluation_sets("config.evaluation.sets", section)
+    if not config.decontamination_ngram:
+        sets = ()
+    for name, preset in config.presets.items():
+        if not sets and "decontamination" in preset["order"]:
+            raise SmoljaxError(
+                f"config.curation.presets.{name}.order names 'decontamination', and there is nothing to look for: "
+                "name benchmarks in config.evaluation.sets (and words in config.curation.decontamination_ngram), "
+                "or take it out of the order"
+            )
+    return sets
+
+
+def _hashes(config: CurationConfig, shards, sets) -> tuple[str, str, dict[str, float]]:
     fractions = {
         shard.source: config.heldout_fractions.get(shard.source, config.heldout_fraction)
         for shard in shards
     }
+    looked_for = [config.decontamination_ngram, decontamination.fingerprint(sets)] if sets else []
     config_hash = pipeline.hash_of(
-        pipeline.CODE_VERSION, config.presets, config.max_document_bytes, fractions
+        pipeline.CODE_VERSION, config.presets, config.max_document_bytes, fractions, looked_for
     )
     return config_hash, pipeline.hash_of([pipeline.fingerprint(s) for s in shards]), fractions
 

@@ -189,6 +189,7 @@ def _curate(
 ) -> dict:
     """The manifest of a variant's documents; the work items of the variants share a folder, so pages are read once."""
     from smoljax import curation
+    from smoljax.evaluation.config import EvaluationConfig
 
     print(f"ablation: documents of {name}", flush=True)
     section = {
@@ -199,7 +200,8 @@ def _curate(
         "heldout_fractions": dict.fromkeys(settings.heldout, 1.0),
     }
     built = configuration.build(curation.CurationConfig, section, "curation")
-    manifest = curation.curate(built, folder / name)
+    scored = configuration.build(EvaluationConfig, config.get("evaluation", {}), "evaluation")
+    manifest = curation.curate(built, folder / name, evaluation_sets=scored.sets)
     for source in settings.heldout:
         if not manifest["sources"][source]["heldout"]["documents"]:
             raise SmoljaxError(
