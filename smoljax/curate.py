@@ -1,10 +1,12 @@
 """Raw bytes to token shards: `python -m smoljax.curate --config=configs/quickstart.py --workdir=runs/quickstart`.
 
-Three parts, each skipped while it is up to date; --only names one:
+Four parts, each skipped while it is up to date; --only names one:
   documents   runs the recipe config.curation.recipe; writes WORKDIR/documents, removed documents with their reasons
               (among them those that share 13 words in a row with a benchmark of config.evaluation.sets)
   tokenizer   trains SentencePiece on the train split; writes WORKDIR/tokenizer (or checks config.tokenizer.directory)
   shards      writes token shards of every source to WORKDIR/shards
+  report      writes WORKDIR/curation_report.html and .json (smoljax.curation.report): what each threshold removes, and
+              the documents next to it
 One more runs only when it is named:
   ablation    trains the config's model on raw text, on what each filter leaves, and on what all leave
               (smoljax.research.data_ablation); writes WORKDIR/ablation
@@ -17,8 +19,10 @@ from pathlib import Path
 
 from smoljax import command_line
 
-OPTIONS = {"only": "documents, tokenizer, shards or ablation; the first three when not given"}
-PARTS = ("documents", "tokenizer", "shards")
+OPTIONS = {
+    "only": "documents, tokenizer, shards, report or ablation; the first four when not given"
+}
+PARTS = ("documents", "tokenizer", "shards", "report")
 
 
 def main(config: dict, workdir: Path, *, only: str) -> int:
@@ -29,6 +33,7 @@ def main(config: dict, workdir: Path, *, only: str) -> int:
         "documents": _documents,
         "tokenizer": _tokenizer,
         "shards": _shards,
+        "report": _report,
         "ablation": _ablation,
     }
     if only and only not in parts:
@@ -98,6 +103,21 @@ def _shards(config: dict, workdir: Path) -> None:
                 for split in counts
             )
         )
+
+
+def _report(config: dict, workdir: Path) -> None:
+    from smoljax import configuration, curation
+    from smoljax.curation import report
+
+    settings = configuration.build(curation.CurationConfig, config.get("curation", {}), "curation")
+    tokenizer = _tokenizer_config(config)
+    trained = tokenizer.directory or (workdir / "tokenizer").is_dir()
+    path = report.write(
+        workdir,
+        directory=settings.directory,
+        tokenizer=tokenizer.load(workdir) if trained else None,
+    )
+    print(f"report: {path}")
 
 
 def _ablation(config: dict, workdir: Path) -> None:

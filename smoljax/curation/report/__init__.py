@@ -4,31 +4,35 @@
 all its documents, and from a sample of them on which every check of every filter is run to its end (`rules`).
 """
 
-from collections.abc import Callable
+import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from smoljax import files
-from smoljax.curation import items
+from smoljax.curation import items, pipeline
 from smoljax.curation.report import inputs, numbers, page
+
+if TYPE_CHECKING:
+    from smoljax.tokens.tokenizer import Tokenizer
 
 PAGE = "curation_report.html"
 NUMBERS = "curation_report.json"
+# Raised when the same documents give another report than before.
+VERSION = 1
 
 
 def write(
-    workdir: Path | str,
-    *,
-    directory: str = "",
-    count_tokens: Callable[[str], int] | None = None,
+    workdir: Path | str, *, directory: str = "", tokenizer: "Tokenizer | None" = None
 ) -> Path:
-    """Writes WORKDIR/curation_report.html and curation_report.json; the same documents give the same bytes.
+    """Writes WORKDIR/curation_report.html and curation_report.json, unless they are up to date.
 
-    The page is one file without scripts or requests. Texts of documents are untrusted, and escaped.
+    The page is one file without scripts or requests. Texts of documents are untrusted, and escaped. The same documents
+    give the same bytes.
 
     Args:
       workdir: of a finished curation.
       directory: of its work items, where it is not WORKDIR/curation.
-      count_tokens: of a text; words between spaces are counted without it.
+      tokenizer: counts tokens; without one, words between spaces are counted.
 
     Returns:
       the page.
@@ -38,17 +42,27 @@ def write(
     """
     workdir = Path(workdir)
     manifest = inputs.read_manifest(workdir)
+    made_from = pipeline.hash_of(
+        VERSION,
+        manifest["config_hash"],
+        manifest["inputs_hash"],
+        tokenizer and tokenizer.fingerprint,
+    )
+    if (workdir / PAGE).is_file() and _made_from(workdir) == made_from:
+        return workdir / PAGE
     try:
         presets = inputs.read_presets(workdir, directory or str(workdir / "curation"), manifest)
     finally:
         items.forget_fetched()
-    unit = "words" if count_tokens is None else "tokens of the run's tokenizer"
-    found = numbers.collect(manifest, presets, count_tokens or _words, unit)
-    files.atomic_write_json(workdir / NUMBERS, found)
+    found = {"made_from": made_from, **numbers.collect(manifest, presets, tokenizer)}
     title = f"Curation: {workdir.resolve().name}"
     files.atomic_write_text(workdir / PAGE, page.render(found, title))
+    files.atomic_write_json(workdir / NUMBERS, found)  # Last: it says what the page was made from.
     return workdir / PAGE
 
 
-def _words(text: str) -> int:
-    return len(text.split())
+def _made_from(workdir: Path) -> str | None:
+    try:
+        return json.loads((workdir / NUMBERS).read_text(encoding="utf-8"))["made_from"]
+    except (OSError, ValueError):
+        return None

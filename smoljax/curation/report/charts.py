@@ -56,15 +56,16 @@ def bar(kept: int, removed: int, total: int) -> Html:
     )
 
 
-def number_text(value: float | None) -> str:
-    """A number in as many digits as a reader needs."""
+def number_text(value: float | None, *, beside: float | None = None) -> str:
+    """A number in as many digits as a reader needs, and as many as tell it from the number beside it."""
     if value is None:
         return "–"
-    if float(value).is_integer() and abs(value) < 1e15:
+    if (float(value).is_integer() and abs(value) < 1e15) or abs(value) >= 1000:
         return f"{value:,.0f}"
-    if abs(value) >= 1000:
-        return f"{value:,.0f}"
-    return f"{value:.3g}"
+    texts = (f"{value:.{digits}g}" for digits in range(3, 17))
+    if beside is None or value == beside:
+        return next(texts)
+    return next(t for t in texts if float(t) != beside and (float(t) < beside) == (value < beside))
 
 
 def _places(edges: Sequence[float], scale: str) -> Callable[[float], float]:
@@ -133,7 +134,7 @@ def _axis(found: Mapping, place: Callable[[float], float], bound: float, low: bo
 def _overflow(found: Mapping) -> list[str]:
     """Says how far the outermost bins reach, where they hold more than is drawn."""
     least, greatest, edges = found["least"], found["greatest"], found["edges"]
-    y = _HEIGHT - 2
+    y = _HEIGHT - 4
     notes = []
     if least is not None and least < edges[0]:
         notes.append(f'<text class="tick" x="{_LEFT}" y="{y}">from {number_text(least)}</text>')

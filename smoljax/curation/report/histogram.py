@@ -7,8 +7,10 @@ import numpy as np
 BINS = 44
 # A scale is logarithmic where the largest value is so many times the typical one, or the threshold is.
 _WIDE = 40.0
-# What lies outside of these quantiles is put into the outermost bins.
+# What lies outside of these quantiles is put into the outermost bins, but for the side on which documents are removed:
+# that is drawn as far as documents reach, up to this part of the rest of the axis.
 _CORE = (0.005, 0.995)
+_BEYOND = 0.5
 
 
 def histogram(values: np.ndarray, *, bound: float, low: bool, passed: np.ndarray) -> dict:
@@ -28,7 +30,7 @@ def histogram(values: np.ndarray, *, bound: float, low: bool, passed: np.ndarray
       "documents" and "passed" (counts by bin), "least" and "greatest" (values, None without any).
     """
     whole = float(bound).is_integer() and bool((values == np.round(values)).all())
-    scale, edges = _edges(values, bound, least_width=1.0 if whole else 0.0)
+    scale, edges = _edges(values, bound, low=low, least_width=1.0 if whole else 0.0)
     bins = np.searchsorted(edges[1:-1], values, side="right" if low else "left")
     return {
         "scale": scale,
@@ -41,23 +43,42 @@ def histogram(values: np.ndarray, *, bound: float, low: bool, passed: np.ndarray
     }
 
 
-def _edges(values: np.ndarray, bound: float, *, least_width: float) -> tuple[str, np.ndarray]:
+def _edges(
+    values: np.ndarray, bound: float, *, low: bool, least_width: float
+) -> tuple[str, np.ndarray]:
     """(scale, edges) with `bound` among the inner edges."""
     if not len(values):
         values = np.array([bound])
     least, greatest = np.quantile(values, _CORE, method="inverted_cdf").tolist()
-    typical = float(np.median(values))
-    if _is_wide(values, bound, typical, greatest):
+    if _is_wide(values, bound, greatest):
         positive = values[values > 0]
-        least = max(least, float(positive.min()) if len(positive) else bound)
-        return "log", _logarithmic(bound, min(least, bound), max(greatest, bound))
-    return "linear", _linear(bound, min(least, bound), max(greatest, bound), least_width)
+        floor = float(positive.min()) if len(positive) else bound
+        logs = np.log10(np.maximum(values, floor))
+        ends = _ends(
+            logs,
+            math.log10(bound),
+            math.log10(max(least, floor)),
+            math.log10(max(greatest, floor)),
+            low,
+        )
+        return "log", _logarithmic(bound, *ends)
+    return "linear", _linear(bound, *_ends(values, bound, least, greatest, low), least_width)
 
 
-def _is_wide(values: np.ndarray, bound: float, typical: float, greatest: float) -> bool:
+def _ends(
+    values: np.ndarray, bound: float, least: float, greatest: float, low: bool
+) -> tuple[float, float]:
+    """The ends of an axis."""
+    least, greatest = min(least, bound), max(greatest, bound)
+    if low:
+        return min(least, max(float(values.min()), bound - _BEYOND * (greatest - bound))), greatest
+    return least, max(greatest, min(float(values.max()), bound + _BEYOND * (bound - least)))
+
+
+def _is_wide(values: np.ndarray, bound: float, greatest: float) -> bool:
     if bound <= 0 or values.min() < 0 or max(bound, greatest) < 10:
         return False
-    return max(bound, greatest) > _WIDE * max(1.0, min(bound, typical))
+    return max(bound, greatest) > _WIDE * max(1.0, min(bound, float(np.median(values))))
 
 
 def _linear(bound: float, least: float, greatest: float, least_width: float) -> np.ndarray:
@@ -68,10 +89,10 @@ def _linear(bound: float, least: float, greatest: float, least_width: float) -> 
 
 
 def _logarithmic(bound: float, least: float, greatest: float) -> np.ndarray:
-    decades = math.log10(greatest / least)
-    per_decade = next((n for n in (20, 10, 5, 2) if n * decades <= BINS), 1)
-    below = max(1, math.ceil(per_decade * math.log10(bound / least) - 1e-9))
-    above = max(1, math.ceil(per_decade * math.log10(greatest / bound) - 1e-9))
+    """Edges between two powers of ten, given as exponents."""
+    per_decade = next((n for n in (20, 10, 5, 2) if n * (greatest - least) <= BINS), 1)
+    below = max(1, math.ceil(per_decade * (math.log10(bound) - least) - 1e-9))
+    above = max(1, math.ceil(per_decade * (greatest - math.log10(bound)) - 1e-9))
     return bound * 10.0 ** (np.arange(-below, above + 1) / per_decade)
 
 

@@ -2,7 +2,8 @@
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -10,29 +11,27 @@ from smoljax.curation.report import histogram, inputs, rules
 from smoljax.curation.report.inputs import Document, Preset
 from smoljax.curation.report.rules import Measured, Rule, Stage
 
+if TYPE_CHECKING:
+    from smoljax.tokens.tokenizer import Tokenizer
+
 # Of each rule: documents nearest to the threshold on each side, and of each reason: documents drawn.
 NEAREST = 3
 DRAWN = 5
 EXCERPT = 1200
-LANGUAGES = 12
+LANGUAGES = 8
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 SHARES = (0.001, 0.01, 0.05, 0.1, 0.25)
 
-CountTokens = Callable[[str], int]
 
-
-def collect(
-    manifest: Mapping, presets: Sequence[Preset], count_tokens: CountTokens, unit: str
-) -> dict:
+def collect(manifest: Mapping, presets: Sequence[Preset], tokenizer: "Tokenizer | None") -> dict:
     """Everything that the page shows.
 
     Args:
       manifest: of the documents.
       presets: what was read of each.
-      count_tokens: of a text.
-      unit: what it counts.
+      tokenizer: counts tokens; without one, words between spaces are counted.
     """
-    found = {preset.name: _preset(preset, count_tokens) for preset in presets}
+    found = {preset.name: _preset(preset, tokenizer) for preset in presets}
     names = [stage["name"] for stage in manifest["stages"]]
     return {
         "limits": {
@@ -41,7 +40,7 @@ def collect(
             "work_items": inputs.WORK_ITEMS,
             "drawn_by_reason": inputs.PER_REASON,
         },
-        "tokens": unit,
+        "tokens": "words" if tokenizer is None else "tokens",
         "sources": manifest["sources"],
         "stages": [_sum_stage(name, found.values()) for name in names],
         "presets": found,
@@ -71,8 +70,8 @@ def _sum_amounts(amounts: Sequence[Mapping]) -> dict:
     return {field: total(field) for field in ("documents", "bytes", "tokens")}
 
 
-def _preset(preset: Preset, count_tokens: CountTokens) -> dict:
-    tokens = {document.id: count_tokens(document.text) for document in preset.sample}
+def _preset(preset: Preset, tokenizer: "Tokenizer | None") -> dict:
+    tokens = _count_tokens(preset.sample, tokenizer)
     extracted = preset.stages["extract"]["kept"]
     return {
         "sources": list(preset.sources),
@@ -87,6 +86,15 @@ def _preset(preset: Preset, count_tokens: CountTokens) -> dict:
         },
         "stages": [_stage(preset, stage, tokens) for stage in rules.stages(preset)],
     }
+
+
+def _count_tokens(documents: Sequence[Document], tokenizer: "Tokenizer | None") -> dict[str, int]:
+    """id -> tokens, or words."""
+    texts = [document.text for document in documents]
+    pieces = (
+        [text.split() for text in texts] if tokenizer is None else tokenizer.encode_batch(texts)
+    )
+    return {document.id: len(found) for document, found in zip(documents, pieces)}
 
 
 def _stage(preset: Preset, stage: Stage, tokens: Mapping[str, int]) -> dict:

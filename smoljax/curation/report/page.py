@@ -11,22 +11,29 @@ svg .tick { font-size: 11px; fill: var(--faint); } svg .label { font-size: 12px;
 svg .grid { stroke: var(--line); stroke-width: 0.6; } svg .axis { stroke: var(--faint); stroke-width: 0.8; }
 svg .bound { stroke: var(--removed); stroke-width: 1.6; stroke-dasharray: 5 3; } svg .area { fill: var(--removed); opacity: 0.07; }
 svg .inside { fill: var(--model); } svg .beyond { fill: var(--removed); } svg .all { opacity: 0.3; } svg .track { fill: var(--card); }
-svg.stage { display: block; width: 170px; height: 14px; border-radius: 3px; }
+svg.stage { display: block; width: 150px; height: 14px; border-radius: 3px; }
 .key { display: inline-block; width: 0.8em; height: 0.8em; border-radius: 2px; margin: 0 0.2em 0 0.5em; }
 .key.inside { background: var(--model); } .key.beyond { background: var(--removed); } .key.all { opacity: 0.3; }
 .rule { display: grid; grid-template-columns: minmax(0, 1fr) 15rem; gap: 4px 24px; align-items: start; }
-.rule table { font-size: 0.84rem; } .rule td, .rule th { padding: 3px 12px 3px 0; }
+.rule figure { margin: 8px 0 0; }
+.rule table { font-size: 0.84rem; } .rule td, .rule th { padding: 3px 9px 3px 0; }
 @media (max-width: 760px) { .rule { grid-template-columns: minmax(0, 1fr); } }
 .sides { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(340px, 100%), 1fr)); gap: 4px 20px; }
 .sides h4, h4 { margin: 12px 0 4px; font-size: 0.9rem; }
 .document { padding: 6px 10px; margin: 6px 0; font-size: 0.88rem; } .document summary { font-weight: 400; }
 .document summary b { font-variant-numeric: tabular-nums; margin-right: 0.4em; }
 .document pre { max-height: 22rem; font-size: 0.8rem; }
-.stage-table td, .stage-table th { padding-right: 14px; }
+.document em { color: var(--removed); font-style: normal; font-size: 0.82rem; }
+.stage-table td, .stage-table th { padding-right: 12px; }
+.narrow table { width: auto; font-size: 0.84rem; } .narrow td, .narrow th { padding-top: 3px; padding-bottom: 3px; }
 .stage-table .scroll { margin: 8px 0; }
 @media print { main { max-width: none; padding: 0; } details.document { break-inside: avoid; } }
 """
 _COLUMNS = ("documents", "bytes", "tokens")
+_UNITS = {
+    "tokens": "Tokens are those of the run's tokenizer",
+    "words": "Tokens are words between spaces, since there is no tokenizer yet",
+}
 _LINE = 110
 
 
@@ -64,9 +71,9 @@ def _cards(numbers: Mapping) -> Html:
     return html.cards(
         [
             (f"{read:,}", "documents read"),
-            (f"{kept['documents']:,}", f"kept: {_percent(kept['documents'], read)}"),
+            (f"{kept['documents']:,}", f"documents kept, {_percent(kept['documents'], read)}"),
             (_megabytes(kept["bytes"]), f"of text kept, out of {_megabytes(before)}"),
-            (_count(kept["tokens"]), f"kept: {numbers['tokens']}, estimated"),
+            (_count(kept["tokens"]), f"{numbers['tokens']} kept, estimated"),
         ]
     )
 
@@ -118,8 +125,8 @@ def _guide(numbers: Mapping) -> Html:
 def _all_stages(numbers: Mapping) -> Html:
     read, kept = _ends(numbers["presets"].values())
     text = (
-        f"{kept['documents']:,} of {read:,} documents are kept. Tokens are {numbers['tokens']}, estimated from the tokens of "
-        "a byte in the sample."
+        f"{kept['documents']:,} of {read:,} documents are kept. {_UNITS[numbers['tokens']]}, estimated from how many there "
+        "are in a byte of the sample."
     )
     if len(numbers["presets"]) > 1:
         text += " Not every stage is in every preset: the documents that go in are those of the presets that have it."
@@ -149,7 +156,7 @@ def _stage_table(stages: Sequence[Mapping], read: int, anchor: str | None) -> Ht
     for place, stage in enumerate(stages):
         before, after = stage["in"], stage["out"]
         name = html.text(stage["name"])
-        if anchor is not None:
+        if anchor is not None and _has_section(stage):
             name = Html(f'<a href="#{anchor}s{place}">{name}</a>')
         rows.append(
             [
@@ -159,14 +166,14 @@ def _stage_table(stages: Sequence[Mapping], read: int, anchor: str | None) -> Ht
                 stage["removed"],
                 html.Number(_percent(stage["removed"], before["documents"])),
                 after["documents"],
-                html.Number(_megabytes(before["bytes"])),
-                html.Number(_megabytes(after["bytes"])),
+                html.Number(_megabytes(before["bytes"]).removesuffix(" MB")),
+                html.Number(_megabytes(after["bytes"]).removesuffix(" MB")),
                 html.Number(_count(before["tokens"])),
                 html.Number(_count(after["tokens"])),
             ]
         )
-    columns = ["stage", "of all documents", "in", "removed", "", "out", "text in", "text out"]
-    columns += ["tokens in", "tokens out"]
+    columns = ["stage", "of all documents", "in", "removed", "", "out", "MB in", "MB out"]
+    columns += ["tokens in", "out"]
     return tag("div", html.table(columns, rows), css="stage-table")
 
 
@@ -181,15 +188,25 @@ def _preset(number: int, name: str, preset: Mapping, numbers: Mapping) -> Html:
     if preset["work_items_read"] < preset["work_items"]:
         text += f", drawn from {preset['work_items_read']} of {preset['work_items']:,} work items"
     stages = preset["stages"]
-    shown = [_stage_section(f"{anchor}s{i}", stage) for i, stage in enumerate(stages)]
+    shown = [_stage_section(f"{anchor}s{i}", s) for i, s in enumerate(stages) if _has_section(s)]
     table = _stage_table(stages, read, anchor)
     return html.section(anchor, f"Preset {name}", html.paragraph(f"{text}."), table, *shown)
 
 
+def _has_section(stage: Mapping) -> bool:
+    """Whether there is more to say of a stage than its line in the table."""
+    names = ("rules", "drawn", "edits", "languages", "clusters")
+    return any(stage.get(name) for name in names)
+
+
+def _removes(removed: int, documents: int) -> str:
+    if not removed:
+        return f"removes none of {documents:,} documents"
+    return f"removes {removed:,} of {documents:,} documents, {_percent(removed, documents)}"
+
+
 def _stage_section(anchor: str, stage: Mapping) -> Html:
-    note = f"removes {stage['removed']:,} of {stage['in']['documents']:,} documents"
-    if stage["removed"]:
-        note += f", {_percent(stage['removed'], stage['in']['documents'])}"
+    note = _removes(stage["removed"], stage["in"]["documents"])
     heading = Html(
         f'<h3 id="{anchor}">{html.text(stage["name"])} <span class="faint">{html.text(note)}</span></h3>'
     )
@@ -203,9 +220,7 @@ def _stage_section(anchor: str, stage: Mapping) -> Html:
         parts.append(_rule_table(anchor, stage))
         parts += [_rule(f"{anchor}r{i}", rule, stage) for i, rule in enumerate(stage["rules"])]
     shown = {rule["reason"] for rule in stage["rules"]}
-    parts += [
-        _drawn(reason, stage, open_=False) for reason in stage["drawn"] if reason not in shown
-    ]
+    parts += [_drawn(reason, stage) for reason in stage["drawn"] if reason not in shown]
     if stage.get("cluster_sizes"):
         parts.append(_clusters(stage))
     return tag("div", *parts)
@@ -216,7 +231,8 @@ def _languages(stage: Mapping) -> Html:
         [row["language"] or "none", row["documents"], row["kept"], row["median_score"]]
         for row in stage["languages"]
     ]
-    return html.table(["language, in the sample", "documents", "kept", "median score"], rows)
+    columns = ["language, in the sample", "documents", "kept", "median score"]
+    return tag("div", html.table(columns, rows), css="narrow")
 
 
 def _rule_table(anchor: str, stage: Mapping) -> Html:
@@ -235,7 +251,7 @@ def _rule_table(anchor: str, stage: Mapping) -> Html:
                 html.Number(charts.number_text(rule["quantiles"]["0.5"])),
             ]
         )
-    columns = ["rule", "removes", "removed", "of all", "beyond", "alone", "median"]
+    columns = ["rule", "removes", "removed", "of all", "beyond: sample", "alone", "median"]
     return html.table(columns, rows)
 
 
@@ -249,45 +265,52 @@ def _rule(anchor: str, rule: Mapping, stage: Mapping) -> Html:
     title = tag(
         "summary",
         f"{_name(rule)}: {rule['removes']} {charts.number_text(rule['bound'])} ",
-        tag("span", f"removes {removed:,}" if removed else "removes nothing"),
+        tag("span", _removes(removed, rule["corpus"]["reached"])),
     )
-    facts = [
-        ["beyond", html.Number(_share(rule["beyond"], interval=True))],
-        ["alone", html.Number(_share(rule["alone"], interval=True))],
-        *(
-            [f"{100 * float(q):g} % are at most", html.Number(charts.number_text(value))]
-            for q, value in rule["quantiles"].items()
-        ),
-        *(
-            [
-                f"to remove {100 * row['share']:g} %",
-                html.Number(charts.number_text(row["bound"])),
-            ]
-            for row in rule["bounds"]
-        ),
-    ]
     chart = charts.histogram(rule["histogram"], bound=rule["bound"], low=rule["removes"] == "below")
-    caption = f"{rule['measured']:,} documents of the sample"
     content = [
         Html(f'<div class="rule" id="{anchor}">'),
-        html.figure(chart, caption),
-        html.table(["of the sample", ""], facts),
+        tag("div", html.figure(chart), _quantiles(rule)),
+        _what_if(rule),
         Html("</div>"),
         tag(
             "div",
-            _side("Kept, nearest to the threshold", rule["nearest"]["kept"]),
-            _side("Removed, nearest to the threshold", rule["nearest"]["removed"]),
+            _side("Kept, nearest to the threshold", rule["nearest"]["kept"], rule["bound"]),
+            _side("Removed, nearest to the threshold", rule["nearest"]["removed"], rule["bound"]),
             css="sides",
         ),
     ]
     if stage["drawn"].get(rule["reason"]):
-        content.append(_drawn(rule["reason"], stage, open_=False))
+        content.append(_drawn(rule["reason"], stage))
     opened = " open" if removed else ""
     return Html(f"<details{opened}>{title}{html.join(content)}</details>")
 
 
-def _side(title: str, documents: Sequence[Mapping]) -> Html:
-    found = [_document(document) for document in documents]
+def _quantiles(rule: Mapping) -> Html:
+    columns = [f"{100 * float(q):g} %" for q in rule["quantiles"]]
+    values = [html.Number(charts.number_text(value)) for value in rule["quantiles"].values()]
+    return html.table(["quantile", *columns], [["value", *values]])
+
+
+def _what_if(rule: Mapping) -> Html:
+    """What the rule does to the sample, and what other thresholds would do."""
+    facts = [
+        [name, html.Number(_share(rule[name])), html.Number(_interval(rule[name]))]
+        for name in ("beyond", "alone")
+    ]
+    others = [
+        [f"{100 * row['share']:g} %", html.Number(charts.number_text(row["bound"]))]
+        for row in rule["bounds"]
+    ]
+    return tag(
+        "div",
+        html.table([f"{rule['measured']:,} sampled", "share", "95 %"], facts),
+        html.table(["would be beyond", "a threshold of"], others),
+    )
+
+
+def _side(title: str, documents: Sequence[Mapping], bound: float) -> Html:
+    found = [_document(document | {"bound": bound}) for document in documents]
     return tag(
         "div",
         tag("h4", title),
@@ -295,7 +318,7 @@ def _side(title: str, documents: Sequence[Mapping]) -> Html:
     )
 
 
-def _drawn(reason: str, stage: Mapping, *, open_: bool) -> Html:
+def _drawn(reason: str, stage: Mapping) -> Html:
     count = stage["removed_by_reason"].get(reason, 0)
     documents = stage["drawn"][reason]
     return html.folded(
@@ -310,7 +333,7 @@ def _clusters(stage: Mapping) -> Html:
     return html.join(
         [
             tag("h4", "Clusters of duplicates, by how many documents each stands for"),
-            html.table(["size", "clusters"], sizes),
+            tag("div", html.table(["size", "clusters"], sizes), css="narrow"),
             html.folded(
                 "The largest clusters",
                 "the document that was kept of each",
@@ -324,7 +347,9 @@ def _document(document: Mapping) -> Html:
     """A line that opens to the text."""
     first = " ".join(document["excerpt"].split())
     value = document.get("value")
-    words = [tag("b", charts.number_text(value))] if value is not None else []
+    words = []
+    if value is not None:
+        words = [tag("b", charts.number_text(value, beside=document["bound"]))]
     others = document.get("also_removed_by", [])
     note = f"also {', '.join(others)}" if others else ""
     facts = [document["source"], document["path"], document["url"], document["language"]]
@@ -337,20 +362,21 @@ def _document(document: Mapping) -> Html:
     line = first[:_LINE] + ("…" if len(first) > _LINE else "") or document["path"]
     return tag(
         "details",
-        tag("summary", *words, tag("span", line), *([" ", tag("b", note)] if note else [])),
+        tag("summary", *words, tag("span", line), *([" ", tag("em", note)] if note else [])),
         html.paragraph(" · ".join(fact for fact in facts if fact), css="origin"),
         html.preformatted(text) if document["excerpt"] else "",
         css="document",
     )
 
 
-def _share(share: Mapping, *, interval: bool = False) -> str:
-    if share["share"] is None:
+def _share(share: Mapping) -> str:
+    return "–" if share["share"] is None else f"{100 * share['share']:.1f} %"
+
+
+def _interval(share: Mapping) -> str:
+    if share["share"] is None or share["low"] == share["high"]:
         return "–"
-    text = f"{100 * share['share']:.1f} %"
-    if interval and share["low"] < share["high"]:
-        text += f" ({100 * share['low']:.1f} to {100 * share['high']:.1f})"
-    return text
+    return f"{100 * share['low']:.1f} to {100 * share['high']:.1f}"
 
 
 def _percent(part: int, whole: int) -> str:
