@@ -61,6 +61,7 @@ class QualityConfig:
       embedder: a folder of sentence-transformers (BERT or XLM-RoBERTa), of a Hugging Face decoder (SmolLM3, Llama,
         Qwen3), or "model:WORKDIR", a run of smoljax.train.
       annotations: the file of scores (smoljax.quality.annotations); "" is WORKDIR/quality/annotations.jsonl.
+      head: a head that was trained before, the quality/head.json of another run; "" trains one on the annotations.
       preset: "fineweb_edu" (rounded score of at least 3; the default), "fineweb_edu_score_2" (of at least 2) or
         "finepdfs_edu" (the best tenth of all scored documents).
       threshold: least score that is kept.
@@ -75,6 +76,7 @@ class QualityConfig:
 
     embedder: str
     annotations: str = ""
+    head: str = ""
     preset: str | None = None
     threshold: float | None = None
     keep_fraction: float | None = None
@@ -88,6 +90,10 @@ class QualityConfig:
         if not self.embedder:
             raise SmoljaxError(
                 'config.quality.embedder is "": name a sentence-transformers folder, or "model:WORKDIR"'
+            )
+        if self.head and self.annotations:
+            raise SmoljaxError(
+                "config.quality has head and annotations: give one of them, since a head is trained on annotations"
             )
         given = [
             name
