@@ -4,9 +4,10 @@ A preset names its stages in order, and gives the arguments of those that do not
   {"order": ("url", "extract", "language", "gopher_quality", "dedup", "pii"),
    "language": {"languages": ("en", "fr"), "min_score": 0.65},
    "by_language": {"fr": {"gopher_quality": {"min_mean_word_length": 2}}}}
-"extract" turns pages into text; before it only "url" can run. "dedup" compares the documents of all shards; what
-stands before it and behind it sees one document at a time. `by_language` adds to a stage's arguments, or replaces
-them, for the documents of one language. "decontamination" need not be named (`decontaminated`).
+"extract" turns pages into text; before it only "url" can run. "dedup" compares documents of all shards
+(`dedup.DedupConfig`); what stands before it and behind it sees one document at a time. `by_language` adds to a
+stage's arguments, or replaces them, for the documents of one language. "decontamination" need not be named
+(`decontaminated`).
 """
 
 import functools
@@ -19,6 +20,8 @@ import pyarrow as pa
 
 from smoljax.curation import extract, filters, formatters, schema
 from smoljax.curation.decontamination import Decontamination
+from smoljax.curation.dedup import DedupConfig
+from smoljax.curation.dedup import config as dedup_config
 from smoljax.errors import SmoljaxError
 
 # Of documents without a language, as the filters of words take them.
@@ -57,7 +60,7 @@ class Chain(NamedTuple):
     pages: tuple[Step, ...]
     extract: Step
     before_dedup: tuple[Step, ...]
-    dedup: Mapping | None
+    dedup: DedupConfig | None
     after_dedup: tuple[Step, ...]
 
 
@@ -75,7 +78,7 @@ def build(preset: Mapping) -> Chain:
         pages=stretch(order[:at]),
         extract=steps["extract"],
         before_dedup=stretch(order[at + 1 : dedup]),
-        dedup=dict(preset.get("dedup", {})) if dedup < end else None,
+        dedup=dedup_arguments(preset),
         after_dedup=stretch(order[dedup + 1 :]),
     )
 
@@ -140,6 +143,13 @@ def decontaminated(preset: Mapping, index: str) -> dict:
     return {**preset, "order": order, "decontamination": {"index": index}}
 
 
+def dedup_arguments(preset: Mapping) -> DedupConfig | None:
+    """How the documents of a preset are compared; None where its order does not name "dedup"."""
+    if "dedup" not in preset["order"]:
+        return None
+    return dedup_config.build("dedup", preset.get("dedup", {}))
+
+
 def _step(name: str, preset: Mapping) -> Step:
     arguments: dict[str | None, Mapping] = {None: dict(preset.get(name, {}))}
     for code, overrides in preset.get("by_language", {}).items():
@@ -194,6 +204,7 @@ def _in_order(parts: list[pa.RecordBatch]) -> pa.RecordBatch:
 
 def _check_arguments(field: str, name: str, arguments: Mapping) -> None:
     if name == "dedup":
+        dedup_config.build(field, arguments)
         return
     if name == "decontamination":
         if arguments:

@@ -15,7 +15,7 @@ from pathlib import Path
 import xxhash
 
 from smoljax import files
-from smoljax.curation import chain, decontamination, items, runner, steps
+from smoljax.curation import chain, decontamination, dedup, items, runner, steps
 from smoljax.curation.decontamination import steps as decontamination_steps
 from smoljax.curation.shards import Shard
 from smoljax.errors import SmoljaxError
@@ -60,55 +60,69 @@ def run_steps(
       results of the last step in shard order; the stage table; and what was found of the evaluation sets:
       {"ngram", "sets": {name: counts of `decontamination.steps.summary`}}, None without sets.
     """
-    root = directory
     configured = chains = [presets[shard.preset] for shard in shards]
     if evaluation_sets:
         index = _index(directory, evaluation_sets, ngram)
         # A key holds what the index was made from, and not where it lies.
         configured = [chain.decontaminated(preset, index.keys[0]) for preset in configured]
         chains = [chain.decontaminated(preset, index.folders[0]) for preset in chains]
-    run = _Runner(root, shards, {"workers": workers, "beam_options": beam_options})
+    names = [f"{number:05d}" for number in range(len(shards))]
+    labels = {name: f"{shard.source} shard {name}" for name, shard in zip(names, shards)}
+    run = _Runner(directory, labels, {"workers": workers, "beam_options": beam_options})
 
-    extracted = run.each(
+    extracted = run(
         "extract",
         steps.extract,
+        names,
         keys=[
-            hash_of(fingerprint(shard), max_document_bytes, _up_to_extract(preset))
+            hash_of(fingerprint(shard), max_document_bytes, _up_to("extract", preset))
             for shard, preset in zip(shards, configured)
         ],
         arguments=[(shard, preset, max_document_bytes) for shard, preset in zip(shards, chains)],
         sizes=[sum(piece.size for piece in shard.pieces) for shard in shards],
     )
     sizes = [result["text_bytes"] for result in extracted.results]
-    filtered = run.each(
+    filtered = run(
         "filter",
         steps.filter,
-        keys=[hash_of(key, preset) for key, preset in zip(extracted.keys, configured)],
-        arguments=[(f"{root}/extract/{name}", preset) for name, preset in zip(run.names, chains)],
+        names,
+        keys=[
+            hash_of(key, _up_to("dedup", preset)) for key, preset in zip(extracted.keys, configured)
+        ],
+        arguments=[(run.folder("extract", name), preset) for name, preset in zip(names, chains)],
         sizes=sizes,
     )
-    exact = run.one(
-        "exact",
-        steps.exact,
-        key=hash_of(filtered.keys),
-        argument=[f"{root}/filter/{name}" for name in run.names],
-        size=sum(sizes),
+    clusters, seconds = _run_dedup(
+        run,
+        _groups(names, shards, chains),
+        dict(zip(names, filtered.keys)),
+        dict(zip(names, sizes)),
     )
     fractions = [heldout_fractions[shard.source] for shard in shards]
-    finished = run.each(
+    found = [clusters.get(name, (None, None)) for name in names]
+    finished = run(
         "finish",
         steps.finish,
-        keys=[hash_of(exact.keys, name, part) for name, part in zip(run.names, fractions)],
-        arguments=[(root, *rest) for rest in zip(run.names, chains, fractions)],
+        names,
+        keys=[
+            hash_of(key, name, preset, fraction, clusters_key)
+            for key, name, preset, fraction, (_, clusters_key) in zip(
+                filtered.keys, names, configured, fractions, found
+            )
+        ],
+        arguments=[
+            (directory, name, preset, fraction, folder)
+            for name, preset, fraction, (folder, _) in zip(names, chains, fractions, found)
+        ],
         sizes=sizes,
     )
     table = _stage_table((extracted, filtered, finished), chains)
     for row in table:
         if row["name"] == "dedup":
-            row["seconds"] = round(sum(exact.seconds), 2)
+            row["seconds"] = round(seconds, 2)
     contamination = None
     if evaluation_sets:
-        contamination = {"ngram": ngram, "sets": _hits(run, index, finished)}
+        contamination = {"ngram": ngram, "sets": _hits(run, index, finished, sizes)}
     return finished.results, table, contamination
 
 
@@ -153,14 +167,17 @@ def _index(
     return _Done([key], [f"{folder}/all"], [manifest["result"]], [manifest["seconds"]])
 
 
-def _hits(run: "_Runner", index: "_Done", finished: "_Done") -> dict[str, dict]:
+def _hits(
+    run: "_Runner", index: "_Done", finished: "_Done", sizes: Sequence[int]
+) -> dict[str, dict]:
     """What each evaluation set had in the removed documents."""
-    found = run.each(
+    found = run(
         "contamination",
         decontamination_steps.find_hits,
+        [folder.rpartition("/")[2] for folder in finished.folders],
         keys=[hash_of(key, index.keys) for key in finished.keys],
         arguments=[(folder, index.folders[0]) for folder in finished.folders],
-        sizes=[result["removed"] for result in finished.results],
+        sizes=sizes,
     )
     return decontamination_steps.summary(
         index.folders[0], index.results[0], found.folders, found.results
@@ -180,6 +197,121 @@ def _write_hits(folder: Path, directory: str, shards: int, contamination: Mappin
 
 
 @dataclass(frozen=True)
+class _Group:
+    """Shards whose documents are compared with each other: their presets give "dedup" the same arguments.
+
+    Attributes:
+      name: of the group's work items.
+      config: those arguments.
+      shards: names of the shards' work items.
+    """
+
+    name: str
+    config: dedup.DedupConfig
+    shards: list[str]
+
+
+def _groups(
+    names: Sequence[str], shards: Sequence[Shard], chains: Sequence[Mapping]
+) -> list[_Group]:
+    """In the order of their first shards; a shard whose preset does not name "dedup" is in none."""
+    found: dict[tuple, list[str]] = {}
+    for name, shard, preset in zip(names, shards, chains):
+        config = chain.dedup_arguments(preset)
+        if config is not None:
+            source = shard.source if config.scope == "source" else None
+            found.setdefault((config, source), []).append(name)
+    return [
+        _Group(f"{number:03d}", config, members)
+        for number, ((config, _), members) in enumerate(found.items())
+    ]
+
+
+def _run_dedup(
+    run: "_Runner", groups: Sequence[_Group], keys: Mapping[str, str], sizes: Mapping[str, int]
+) -> tuple[dict[str, tuple[str, str]], float]:
+    """Finds the duplicates in each group.
+
+    Args:
+      run: runs work items.
+      groups: of shards.
+      keys, sizes: of each shard's filtered documents, by its name.
+
+    Returns:
+      for each shard the folder of its clusters, and the key of what is in there; and the seconds it took.
+    """
+    members = sorted((name, group.config) for group in groups for name in group.shards)
+    names = [name for name, _ in members]
+    signed = run(
+        "signatures",
+        steps.signatures,
+        names,
+        keys=[hash_of(keys[name], asdict(config)) for name, config in members],
+        arguments=[(run.folder("filter", name), config) for name, config in members],
+        sizes=[sizes[name] for name in names],
+    )
+    key_of = dict(zip(names, signed.keys))
+    rows_of = {name: result["rows"] for name, result in zip(names, signed.results)}
+    # All that follows is made of these alone.
+    group_keys = {g.name: hash_of(g.shards, [key_of[name] for name in g.shards]) for g in groups}
+    group_sizes = {g.name: sum(sizes[name] for name in g.shards) for g in groups}
+    folders = {g.name: [run.folder("signatures", name) for name in g.shards] for g in groups}
+    copies = {g.name: run.folder("exact", g.name) if g.config.exact else None for g in groups}
+
+    compared = [group.name for group in groups if group.config.exact]
+    exact = run(
+        "exact",
+        steps.exact,
+        compared,
+        keys=[group_keys[name] for name in compared],
+        arguments=[folders[name] for name in compared],
+        sizes=[group_sizes[name] for name in compared],
+    )
+    buckets = {
+        f"{group.name}-{bucket:02d}": (group, bucket)
+        for group in groups
+        if group.config.minhash is not None
+        for bucket in range(group.config.minhash.buckets)
+    }
+    bands = run(
+        "bands",
+        steps.bands,
+        list(buckets),
+        keys=[hash_of(group_keys[group.name], bucket) for group, bucket in buckets.values()],
+        arguments=[
+            (folders[group.name], copies[group.name], group.config.minhash, bucket)
+            for group, bucket in buckets.values()
+        ],
+        sizes=[
+            group_sizes[group.name] // group.config.minhash.buckets for group, _ in buckets.values()
+        ],
+    )
+    clusters = run(
+        "clusters",
+        steps.clusters,
+        [group.name for group in groups],
+        keys=[group_keys[group.name] for group in groups],
+        arguments=[
+            (
+                [run.folder("bands", name) for name, (g, _) in buckets.items() if g is group],
+                copies[group.name],
+                group.shards,
+                [rows_of[name] for name in group.shards],
+            )
+            for group in groups
+        ],
+        sizes=[group_sizes[group.name] for group in groups],
+    )
+    seconds = sum(sum(step.seconds) for step in (signed, exact, bands, clusters))
+    found = {
+        name: (run.folder("clusters", group.name), group_keys[group.name])
+        for group in groups
+        for name in group.shards
+    }
+    return found, seconds
+
+
+@dataclass(frozen=True)
 class _Done:
     """A finished step: its items' keys, folders, results and seconds, in order."""
 
@@ -192,26 +324,26 @@ class _Done:
 class _Runner:
     """Makes the work items of a step and runs them."""
 
-    def __init__(self, root: str, shards: Sequence[Shard], options: Mapping):
-        self._root, self._shards, self._options = root, shards, options
-        self.names = [f"{number:05d}" for number in range(len(shards))]
+    def __init__(self, root: str, labels: Mapping[str, str], options: Mapping):
+        """`labels` says what an item of a name works on, for errors."""
+        self._root, self._labels, self._options = root, labels, options
 
-    def each(
-        self, step: str, work: Callable, *, keys: list[str], arguments: list, sizes: list[int]
+    def __call__(
+        self,
+        step: str,
+        work: Callable,
+        names: Sequence[str],
+        *,
+        keys: Sequence[str],
+        arguments: Sequence,
+        sizes: Sequence[int],
     ) -> _Done:
-        """One item per shard."""
-        labels = [f"{s.source} shard {name}" for s, name in zip(self._shards, self.names)]
-        return self._run(step, work, self.names, keys, arguments, sizes, labels)
-
-    def one(self, step: str, work: Callable, *, key: str, argument: object, size: int) -> _Done:
-        """One item over all shards."""
-        return self._run(step, work, ["all"], [key], [argument], [size], ["all shards"])
-
-    def _run(self, step, work, names, keys, arguments, sizes, labels) -> _Done:
         keys = [hash_of(step, CODE_VERSION, key) for key in keys]
         todo = [
-            items.WorkItem(name, key, work, argument, size, label)
-            for name, key, argument, size, label in zip(names, keys, arguments, sizes, labels)
+            items.WorkItem(
+                name, key, work, argument, size, self._labels.get(name, f"{step} {name}")
+            )
+            for name, key, argument, size in zip(names, keys, arguments, sizes, strict=True)
         ]
         manifests = runner.run(todo, f"{self._root}/{step}", stage=step, **self._options)
         folders = [f"{self._root}/{step}/{name}" for name in names]
@@ -219,12 +351,24 @@ class _Runner:
             keys, folders, [m["result"] for m in manifests], [m["seconds"] for m in manifests]
         )
 
+    def folder(self, step: str, name: str) -> str:
+        """Where an item writes."""
+        return f"{self._root}/{step}/{name}"
 
-def _up_to_extract(preset: Mapping) -> list:
-    """What the output of extraction depends on: changed thresholds behind it do not read the input again."""
+
+def _up_to(end: str, preset: Mapping) -> list:
+    """What the output of the stages before `end`, and of "extract" itself, depends on.
+
+    So changed arguments behind a stage do not run what lies before it again.
+    """
     order = chain.stages(preset)
-    early = order[: order.index("extract") + 1]
-    return [early, {name: preset[name] for name in early if name in preset}]
+    stop = order.index(end) if end in order else len(order)
+    early = order[: max(stop, order.index("extract") + 1)]
+    by_language = {
+        code: {name: overrides[name] for name in early if name in overrides}
+        for code, overrides in preset.get("by_language", {}).items()
+    }
+    return [early, {name: preset[name] for name in early if name in preset}, by_language]
 
 
 # Of a stage: what is counted by name.

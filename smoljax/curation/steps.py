@@ -1,10 +1,13 @@
 """What the work items of each step do: `step(argument, folder) -> result`, a pure function of its argument.
 
 Folders under `<workdir>/curation/`, one per item and step:
-  extract/NNNNN/  kept.parquet, removed.parquet                  pages to text, one item per input shard
-  filter/NNNNN/   kept.parquet, removed.parquet, hashes.npy      the stages before "dedup"
-  exact/all/      first.npy, rows.npy                            equal texts, over all shards
-  finish/NNNNN/   train.parquet, heldout.parquet, removed.parquet    the stages behind "dedup", and the split
+  extract/NNNNN/     kept.parquet, removed.parquet       pages to text, one item per input shard
+  filter/NNNNN/      kept.parquet, removed.parquet       the stages before "dedup"
+  signatures/NNNNN/  hashes.npy, signatures.bin          what "dedup" compares
+  exact/GGG/         copies.npy                          equal texts; one item per group of shards (`pipeline`)
+  bands/GGG-BB/      edges.bin                           near-duplicates; one item per group and bucket
+  clusters/GGG/      NNNNN.npy                           for each document of each shard, how many it stands for
+  finish/NNNNN/      train.parquet, heldout.parquet, removed.parquet    the stages behind "dedup", and the split
 """
 
 from collections.abc import Mapping, Sequence
@@ -40,13 +43,12 @@ def extract(argument: tuple[Shard, Mapping, int], folder: Path) -> dict:
 
 
 def filter(argument: tuple[str, Mapping], folder: Path) -> dict:
-    """Runs the stages before "dedup", and hashes what they keep."""
+    """Runs the stages before "dedup"."""
     extracted, preset = argument
     stages = chain.build(preset)
     counts = shard_files.Counts()
     for step in stages.before_dedup:
         counts.expect(step.name)
-    hashes = [np.empty((0, 2), np.uint64)]
     with ExitStack() as files:
         kept_file = files.enter_context(_kept(folder))
         removed_file = files.enter_context(_removed(folder))
@@ -55,26 +57,76 @@ def filter(argument: tuple[str, Mapping], folder: Path) -> dict:
                 batch, removed = counts.run(step, batch)
                 removed_file.write(removed)
             kept_file.write(batch)
-            if batch.num_rows:
-                hashes.append(dedup.text_hashes(batch))
-    np.save(folder / "hashes.npy", np.concatenate(hashes))
     return {"stages": counts.stages}
 
 
+def signatures(argument: tuple[str, dedup.DedupConfig], folder: Path) -> dict:
+    """Hashes the texts of a shard, and signs them."""
+    filtered, config = argument
+    rows = 0
+    hashes = [np.empty((0, 2), np.uint64)]
+    with ExitStack() as files:
+        if config.minhash is not None:
+            writer = dedup.SignatureWriter(folder / "signatures.bin", config.minhash)
+            signed = files.enter_context(writer)
+        for batch in shard_files.read(filtered, "kept.parquet"):
+            rows += batch.num_rows
+            if config.exact:
+                hashes.append(dedup.hashes(batch, config))
+            if config.minhash is not None:
+                signed.add(*dedup.signatures(batch, config))
+    if config.exact:
+        np.save(folder / "hashes.npy", np.concatenate(hashes))
+    return {"rows": rows}
+
+
 def exact(folders: Sequence[str], folder: Path) -> dict:
-    """Finds equal texts in all shards: the first of them stays."""
-    first = dedup.first_rows([np.load(items.verified(f, "hashes.npy")) for f in folders])
-    # One array and the row counts: np.savez would put the time into the archive.
-    np.save(folder / "first.npy", np.concatenate([*first, np.empty(0, bool)]))
-    np.save(folder / "rows.npy", np.array([len(rows) for rows in first], np.int64))
+    """Finds equal texts in all shards of a group."""
+    hashes = [np.load(items.verified(f, "hashes.npy")) for f in folders]
+    np.save(folder / "copies.npy", dedup.copies(np.concatenate(hashes)))
     return {}
 
 
-def finish(argument: tuple[str, str, Mapping, float], folder: Path) -> dict:
+def bands(
+    argument: tuple[Sequence[str], str | None, dedup.MinHashConfig, int], folder: Path
+) -> dict:
+    """Finds the documents of a group that agree in one bucket, exact duplicates left out."""
+    folders, exact_folder, config, bucket = argument
+    count = dedup.write_edges(
+        [f"{signed}/signatures.bin" for signed in folders],
+        config,
+        bucket=bucket,
+        output=folder / "edges.bin",
+        compared=None if exact_folder is None else _copies(exact_folder) > 0,
+    )
+    return {"edges": count}
+
+
+def clusters(
+    argument: tuple[Sequence[str], str | None, Sequence[str], Sequence[int]], folder: Path
+) -> dict:
+    """Joins what all buckets of a group found.
+
+    Of each document: the size of its cluster, exact duplicates counted, if it stays; 0 if it is a near-duplicate of
+    an earlier one, and -1 if it is an exact one.
+    """
+    band_folders, exact_folder, names, rows = argument
+    copies = None if exact_folder is None else _copies(exact_folder)
+    edges = dedup.read_edges(items.verified(found, "edges.bin") for found in band_folders)
+    sizes = dedup.cluster_sizes(edges, rows, copies)
+    if copies is not None:
+        sizes[copies == 0] = -1
+    for name, part in zip(names, np.split(sizes, np.cumsum(rows)[:-1])):
+        np.save(folder / f"{name}.npy", part)
+    return {}
+
+
+def finish(argument: tuple[str, str, Mapping, float, str | None], folder: Path) -> dict:
     """Takes duplicates out of a shard, runs the stages behind "dedup", and parts train from held-out documents."""
-    root, name, preset, fraction = argument
+    root, name, preset, fraction, cluster_folder = argument
     stages = chain.build(preset)
-    first = _first_of(f"{root}/exact/all", int(name))
+    if cluster_folder is not None:
+        sizes = np.load(items.verified(cluster_folder, f"{name}.npy"))
     counts = shard_files.Counts()
     sides = {side: {"documents": 0, "bytes": 0} for side in ("train", "heldout")}
     removed_rows = start = 0
@@ -91,10 +143,9 @@ def finish(argument: tuple[str, str, Mapping, float], folder: Path) -> dict:
                 removed_file.write(batch)
                 removed_rows += batch.num_rows
         for batch in shard_files.read(f"{root}/filter/{name}", "kept.parquet"):
-            new = first[start : start + batch.num_rows]
-            start += batch.num_rows
-            if stages.dedup is not None:
-                batch, removed = schema.part(batch, [None if row else "dedup:exact" for row in new])
+            if cluster_folder is not None:
+                batch, removed = _without_duplicates(batch, sizes[start : start + batch.num_rows])
+                start += batch.num_rows + removed.num_rows
                 counts.add("dedup", batch, removed)
                 removed_file.write(removed)
                 removed_rows += removed.num_rows
@@ -117,12 +168,16 @@ def _removed(folder: Path) -> shard_files.Writer:
     return shard_files.Writer(folder / "removed.parquet", schema.REMOVED)
 
 
-def _first_of(folder: str, number: int) -> np.ndarray:
-    """Of one shard: which rows hold their text for the first time."""
-    rows = np.load(items.verified(folder, "rows.npy"))
-    start = int(rows[:number].sum())
-    first = np.load(items.verified(folder, "first.npy"), mmap_mode="r")
-    return first[start : start + int(rows[number])]
+def _copies(folder: str) -> np.ndarray:
+    return np.load(items.verified(folder, "copies.npy"))
+
+
+def _without_duplicates(
+    batch: pa.RecordBatch, sizes: np.ndarray
+) -> tuple[pa.RecordBatch, pa.RecordBatch]:
+    reasons = {0: "dedup:minhash", -1: "dedup:exact"}
+    numbered = schema.replace(batch, cluster_size=pa.array(sizes, pa.int32(), mask=sizes < 1))
+    return schema.part(numbered, [reasons.get(size) for size in sizes.tolist()])
 
 
 def _sides(batch: pa.RecordBatch, fraction: float) -> tuple[tuple[str, pa.RecordBatch], ...]:

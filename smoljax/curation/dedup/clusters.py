@@ -14,7 +14,7 @@ import numpy as np
 _BLOCK = 1 << 20
 
 
-def sizes(
+def cluster_sizes(
     edges: Iterable[np.ndarray], rows: Sequence[int], copies: np.ndarray | None = None
 ) -> np.ndarray:
     """Sizes of clusters, at their smallest documents.

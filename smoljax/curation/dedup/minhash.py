@@ -148,7 +148,7 @@ def _shingles(joined: bytes, config: MinHashConfig) -> Iterator[np.ndarray]:
         last = min(first + _STRETCH, count)
         shift = config.ngram - 1
         spans = zip(starts[first:last].tolist(), ends[first + shift : last + shift].tolist())
-        yield _HASHES[config.hash](joined, spans)
+        yield HASHES[config.hash](joined, spans)
 
 
 def _sha1(joined: bytes, spans: Iterable[tuple[int, int]]) -> np.ndarray:
@@ -162,7 +162,7 @@ def _xxh64(joined: bytes, spans: Iterable[tuple[int, int]]) -> np.ndarray:
     return np.array([xxh64(joined[start:end]) for start, end in spans], np.uint64)
 
 
-_HASHES: dict[str, Callable[[bytes, Iterable[tuple[int, int]]], np.ndarray]] = {
+HASHES: dict[str, Callable[[bytes, Iterable[tuple[int, int]]], np.ndarray]] = {
     "sha1": _sha1,
     "xxh64": _xxh64,
 }

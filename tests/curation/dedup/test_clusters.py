@@ -44,8 +44,8 @@ def test_sizes_stand_at_the_smallest_documents_in_any_order_of_edges(rows, densi
     edges = documents(pairs, rows).reshape(-1, 2)
     for order in (np.arange(len(edges)), random.permutation(len(edges))):
         blocks = [edges[order[i : i + block]] for i in range(0, len(edges), block)]
-        assert clusters.sizes(blocks, rows, copies).tolist() == expected(pairs, copies)
-    assert clusters.sizes([edges], rows).tolist() == expected(pairs, np.ones(count, int))
+        assert clusters.cluster_sizes(blocks, rows, copies).tolist() == expected(pairs, copies)
+    assert clusters.cluster_sizes([edges], rows).tolist() == expected(pairs, np.ones(count, int))
 
 
 @pytest.mark.parametrize("kind", ["chain", "reversed chain", "star", "star of the last", "random"])
@@ -63,21 +63,25 @@ def test_shapes_that_are_hard_for_union_find(kind):
         ],
     }[kind]
     blocks = np.array_split(documents(pairs, [count]), 7)
-    sizes = clusters.sizes(blocks, [count])
+    sizes = clusters.cluster_sizes(blocks, [count])
     assert sizes[0] == count
     assert not sizes[1:].any()
 
 
 def test_nothing_one_document_and_empty_shards():
-    assert clusters.sizes([], []).tolist() == []
-    assert clusters.sizes([], [0, 0]).tolist() == []
-    assert clusters.sizes([], [0, 1, 0]).tolist() == [1]
-    assert clusters.sizes([np.empty((0, 2), np.uint64)], [2]).tolist() == [1, 1]
+    assert clusters.cluster_sizes([], []).tolist() == []
+    assert clusters.cluster_sizes([], [0, 0]).tolist() == []
+    assert clusters.cluster_sizes([], [0, 1, 0]).tolist() == [1]
+    assert clusters.cluster_sizes([np.empty((0, 2), np.uint64)], [2]).tolist() == [1, 1]
     joined = np.array([[0, 2 << 32]], np.uint64)
-    assert clusters.sizes([joined], [1, 0, 1]).tolist() == [2, 0]
+    assert clusters.cluster_sizes([joined], [1, 0, 1]).tolist() == [2, 0]
 
 
 def test_copies_of_nobody_count_for_nothing():
     """An exact duplicate has 0 copies and no edges: no cluster."""
     joined = np.array([[0, 2]], np.uint64)
-    assert clusters.sizes([joined], [3], np.array([5, 0, 1], np.int32)).tolist() == [6, 0, 0]
+    assert clusters.cluster_sizes([joined], [3], np.array([5, 0, 1], np.int32)).tolist() == [
+        6,
+        0,
+        0,
+    ]
