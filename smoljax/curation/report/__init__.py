@@ -63,6 +63,6 @@ def write(
 
 def _made_from(workdir: Path) -> str | None:
     try:
-        return json.loads((workdir / NUMBERS).read_text(encoding="utf-8"))["made_from"]
+        return json.loads((workdir / NUMBERS).read_text(encoding="utf-8")).get("made_from")
     except (OSError, ValueError):
         return None

@@ -7,6 +7,8 @@ import numpy as np
 BINS = 44
 # A scale is logarithmic where the largest value is so many times the typical one, or the threshold is.
 _WIDE = 40.0
+# Of the threshold: where a logarithmic scale begins at the latest, since it has no zero.
+_LOWEST = 1e-6
 # What lies outside of these quantiles is put into the outermost bins, but for the side on which documents are removed:
 # that is drawn as far as documents reach, up to this part of the rest of the axis.
 _CORE = (0.005, 0.995)
@@ -51,8 +53,7 @@ def _edges(
         values = np.array([bound])
     least, greatest = np.quantile(values, _CORE, method="inverted_cdf").tolist()
     if _is_wide(values, bound, greatest):
-        positive = values[values > 0]
-        floor = float(positive.min()) if len(positive) else bound
+        floor = max(float(values[values > 0].min(initial=bound)), bound * _LOWEST)
         logs = np.log10(np.maximum(values, floor))
         ends = _ends(
             logs,
@@ -76,7 +77,7 @@ def _ends(
 
 
 def _is_wide(values: np.ndarray, bound: float, greatest: float) -> bool:
-    if bound <= 0 or values.min() < 0 or max(bound, greatest) < 10:
+    if bound < 1 or values.min() < 0 or max(bound, greatest) < 10:
         return False
     return max(bound, greatest) > _WIDE * max(1.0, min(bound, float(np.median(values))))
 

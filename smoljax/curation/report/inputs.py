@@ -164,8 +164,8 @@ def _read_preset(
 
 
 def _stages(directory: str, arguments: Mapping, found: Sequence[_Item]) -> dict[str, dict]:
-    """Counts of all documents of the work items, by stage."""
-    totals: dict[str, dict] = {name: _no_counts() for name in ("read", *chain.stages(arguments))}
+    """Counts of all documents of the work items by stage, in the order in which the stages ran."""
+    totals: dict[str, dict] = {}
     for item in found:
         for step in _STEPS:
             for name, entry in _result(f"{directory}/{step}/{item.name}")["stages"].items():
@@ -174,6 +174,8 @@ def _stages(directory: str, arguments: Mapping, found: Sequence[_Item]) -> dict[
                     total[field] += entry[field]
                 for field in ("removed_by_reason", "edits"):
                     total[field].update(entry[field])
+    for name in ("read", *chain.stages(arguments)):
+        totals.setdefault(name, _no_counts())  # Of a stage that no document reached.
     return totals
 
 

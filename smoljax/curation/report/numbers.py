@@ -42,6 +42,7 @@ def collect(manifest: Mapping, presets: Sequence[Preset], tokenizer: "Tokenizer 
         },
         "tokens": "words" if tokenizer is None else "tokens",
         "sources": manifest["sources"],
+        "decontamination": manifest["decontamination"],
         "stages": [_sum_stage(name, found.values()) for name in names],
         "presets": found,
     }

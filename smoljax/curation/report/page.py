@@ -148,7 +148,24 @@ def _all_stages(numbers: Mapping) -> Html:
         _stage_table(numbers["stages"], read, None),
         tag("h3", "Sources"),
         html.table(["source", "preset", "train", "held out", "removed", "text kept"], sources),
+        *_decontamination(numbers["decontamination"]),
     )
+
+
+def _decontamination(found: Mapping | None) -> list[Html]:
+    """Hits by evaluation set."""
+    if found is None:
+        return []
+    columns = ["items", "short", "ngrams", "items_hit", "documents"]
+    rows = [[name, *(counts[c] for c in columns)] for name, counts in found["sets"].items()]
+    heads = ["evaluation set", "items", "too short to look for", "n-grams", "items hit"]
+    return [
+        tag("h3", "Decontamination"),
+        html.paragraph(
+            f"Documents that share {found['ngram']} words in a row with an item of an evaluation set are removed."
+        ),
+        html.table([*heads, "documents removed"], rows),
+    ]
 
 
 def _stage_table(stages: Sequence[Mapping], read: int, anchor: str | None) -> Html:

@@ -6,6 +6,7 @@ stage saw: extracted, and edited by the stages before.
 
 import dataclasses
 import inspect
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import pyarrow as pa
@@ -84,8 +85,7 @@ def stages(preset: Preset) -> Iterator[Stage]:
     }
     end = len(names)
     leaves = {d.id: names.index(of_reason[d.reason]) if d.reason else end for d in preset.sample}
-    built = chain.build(preset.arguments)
-    steps = {step.name: step for step in (*built.before_dedup, *built.after_dedup)}
+    steps = _steps(preset.arguments)
     texts = {document.id: document.text for document in preset.sample}
     for at, name in enumerate(names):
         if at <= names.index("extract"):
@@ -107,6 +107,13 @@ def stages(preset: Preset) -> Iterator[Stage]:
             elif steps[name].edits is not None:
                 texts |= _edited(steps[name], reached, texts)
         yield Stage(name, reached, kept, rules)
+
+
+def _steps(arguments: Mapping) -> dict[str, chain.Step]:
+    """The stages that see one text at a time; but for decontamination, which needs the run's index."""
+    order = tuple(name for name in arguments["order"] if name != "decontamination")
+    built = chain.build({**arguments, "order": order})
+    return {step.name: step for step in (*built.before_dedup, *built.after_dedup)}
 
 
 def failing(measured: Sequence[Check]) -> tuple[str, ...]:
@@ -155,7 +162,9 @@ def _measured(
     fail = failing(checks)
     counted: dict[str, Check] = {}
     for check in checks:
-        if check.reason not in counted or (check.fails and not counted[check.reason].fails):
+        first = counted.get(check.reason)
+        # An infinite bound turns a rule off.
+        if math.isfinite(check.bound) and (first is None or check.fails > first.fails):
             counted[check.reason] = check
     for check in counted.values():
         others = tuple(name for name in fail if name != check.reason)
