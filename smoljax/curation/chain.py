@@ -25,7 +25,7 @@ from smoljax.curation.dedup import config as dedup_config
 from smoljax.errors import SmoljaxError
 
 # Of documents without a language, as the filters of words take them.
-_LANGUAGE = "en"
+LANGUAGE = "en"
 
 _FILTERS: dict[str, schema.Stage] = {name: getattr(filters, name) for name in filters.__all__}
 _FORMATTERS: dict[str, Callable[..., formatters.Formatter]] = {
@@ -181,11 +181,11 @@ def _by_language(
     batch: pa.RecordBatch,
 ) -> tuple[pa.RecordBatch, pa.RecordBatch]:
     """Runs a filter on the rows of each language with the arguments of that language; rows keep their order."""
-    languages = [code or _LANGUAGE for code in batch.column("language").to_pylist()]
+    languages = [code or LANGUAGE for code in batch.column("language").to_pylist()]
     rows = pa.array(range(batch.num_rows), pa.int64())
     numbered = batch.append_column("row", rows)
     kept, removed = [], []
-    for code in sorted(set(languages)) or [_LANGUAGE]:
+    for code in sorted(set(languages)) or [LANGUAGE]:
         given = dict(arguments.get(code, arguments[None]))
         if reads_language:
             given["language"] = code
