@@ -1,8 +1,23 @@
-"""The words of a text, as datatrove 0.10 cuts them: spaCy's rules for the language, without any model."""
+"""The words of a text, as datatrove 0.10 cuts them: spaCy's rules for the language, without any model.
+
+spaCy cuts each chunk between whitespace for itself, and chunks repeat: what becomes of one is looked up. Only special
+cases look further ("):" is one word in "main():", unless "))" follows behind a space), and only from one chunk to the
+next behind a single space; such a run of chunks is cut as a whole.
+
+What is remembered is bounded, and no result depends on it.
+"""
 
 import functools
+import re
 
-from smoljax.errors import require
+from smoljax.curation.word_rules import LANGUAGES, Rules
+from smoljax.errors import SmoljaxError, require
+
+# Chunks of one language that are remembered; longer ones than this rarely come again.
+_CAPACITY = 1 << 17
+_LONGEST = 48
+# Whitespace that is a word for spaCy: special cases do not look across it.
+_BREAK = re.compile(r"\s{2,}|[^\S ]")
 
 
 def words(text: str, language: str) -> list[str]:
@@ -10,15 +25,83 @@ def words(text: str, language: str) -> list[str]:
 
     Args:
       text: any string.
-      language: ISO 639-1 code.
+      language: ISO 639-1 code; those that are not in LANGUAGES are cut by spaCy itself, at a tenth of the speed.
     """
+    joined = joined_words(text, language)
+    return joined.split("\n") if joined else []
+
+
+def joined_words(text: str, language: str) -> str:
+    """`words`, joined by "\\n", which no word holds: faster, since most words are never made."""
+    return _chunks(language).joined_words(text) if language in LANGUAGES else _spacy(text, language)
+
+
+class _Chunks:
+    """What whitespace-separated chunks of a language become: their words, joined by "\\n"."""
+
+    def __init__(self, language: str):
+        self._rules = Rules(language)
+        self._known: dict[str, str] = {}
+
+    def joined_words(self, text: str) -> str:
+        chunks = text.split()
+        found = list(map(self._known.get, chunks))
+        if None in found:
+            new = self._learn({chunk for chunk, known in zip(chunks, found) if known is None})
+            found = [new[c] if f is None else f for c, f in zip(chunks, found)]
+        if None in found or any(map(text.__contains__, self._rules.spaced)):
+            found = [self._run(run) for run in _BREAK.split(text)]
+            return "\n".join(filter(None, found))
+        return "\n".join(found)
+
+    def _learn(self, chunks: set[str]) -> dict[str, str | None]:
+        """The words of new chunks; None of those that have to be seen with their neighbours."""
+        new: dict[str, str | None] = {}
+        for chunk in chunks:
+            tokens = self._rules.cut(chunk)
+            if len(tokens) == 1:
+                new[chunk] = chunk
+            else:
+                new[chunk] = None if self._rules.has_cases(tokens) else "\n".join(tokens)
+        if len(self._known) + len(new) > _CAPACITY:
+            self._known.clear()
+        self._known.update(
+            (chunk, joined)
+            for chunk, joined in new.items()
+            if joined is not None and len(chunk) <= _LONGEST
+        )
+        return new
+
+    def _run(self, run: str) -> str:
+        """The words of chunks that are parted by single spaces, with the special cases among them."""
+        tokens: list[str] = []
+        spaces: list[bool] = []
+        for chunk in run.split():
+            known = self._known.get(chunk)
+            tokens += self._rules.cut(chunk) if known is None else known.split("\n")
+            spaces += [False] * (len(tokens) - len(spaces) - 1) + [True]
+        return "\n".join(self._rules.merge(tokens, spaces))
+
+
+@functools.cache
+def _chunks(language: str) -> _Chunks:
+    return _Chunks(language)
+
+
+def _spacy(text: str, language: str) -> str:
     pipeline = _pipeline(language)
     # What a text teaches the vocabulary is forgotten behind it: memory stays bounded.
     with pipeline.memory_zone():
         tokens = [token.text.strip() for token in pipeline.tokenizer(text)]
-    return [token for token in tokens if token]
+    return "\n".join(filter(None, tokens))
 
 
 @functools.cache
 def _pipeline(language: str):
-    return require("spacy", extra="data").blank(language)
+    try:
+        return require("spacy", extra="data").blank(language)
+    except ImportError as error:
+        raise SmoljaxError(
+            f"there are no rules for the words of language {language!r}: name the languages to keep in the stage "
+            f'"language" ({", ".join(LANGUAGES)}, or another of spaCy\'s)'
+        ) from error

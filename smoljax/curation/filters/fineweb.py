@@ -2,6 +2,7 @@
 
 from smoljax.curation.filters.check import Checks, Filter, above, below
 from smoljax.curation.punctuation import TERMINALS
+from smoljax.curation.words import joined_words
 
 
 @Filter
@@ -45,5 +46,5 @@ def fineweb(
             "duplicate_line_characters", repeated / characters, max_duplicate_line_characters
         )
     if max_newlines_per_word is not None:
-        tokens = len(text.split())
-        yield above("list_like", newlines / max(1, tokens), max_newlines_per_word)
+        words = joined_words(text, language).count("\n") + 1
+        yield above("list_like", newlines / words, max_newlines_per_word)

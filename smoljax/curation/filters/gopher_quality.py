@@ -1,6 +1,8 @@
 """Text that does not look like prose (Rae et al. 2021, appendix A.1.1)."""
 
+from smoljax.curation import word_counts
 from smoljax.curation.filters.check import Checks, Filter, above, below
+from smoljax.curation.words import joined_words
 
 STOP_WORDS = ("the", "be", "to", "of", "and", "that", "have", "with")
 
@@ -12,6 +14,7 @@ _BULLETS = ("•", "-")
 def gopher_quality(
     text: str,
     *,
+    language: str = "en",
     min_words: int = 50,
     max_words: int = 100_000,
     min_mean_word_length: float = 3.0,
@@ -24,29 +27,30 @@ def gopher_quality(
     min_stop_words: int = 2,
     stop_words: tuple[str, ...] = STOP_WORDS,
 ) -> Checks:
-    """Removes text that does not look like prose.
+    """Removes text that does not look like prose, as datatrove 0.10's GopherQualityFilter does.
 
-    Words here have at least one letter or digit; ratios are per word, or fractions of lines. Reasons:
-    few_words, many_words, short_words, long_words, hashes, ellipses, bullet_lines, ellipsis_lines,
-    few_alphabetic_words, few_stop_words (distinct ones, case counts).
+    The number of words and their mean length are of those with a character that is no punctuation; ratios are per
+    word of all, or fractions of lines. Reasons: few_words, many_words, short_words, long_words, hashes, ellipses,
+    bullet_lines, ellipsis_lines, few_alphabetic_words (with a letter), few_stop_words (distinct ones, case counts).
     """
-    tokens = text.split()
-    words = [token for token in tokens if any(map(str.isalnum, token))]
-    yield below("few_words", len(words), min_words)
-    yield above("many_words", len(words), max_words)
-    if not words:
-        return None
-    mean = sum(map(len, words)) / len(words)
-    yield below("short_words", mean, min_mean_word_length)
-    yield above("long_words", mean, max_mean_word_length)
-    yield above("hashes", text.count("#") / len(tokens), max_hash_ratio)
-    yield above("ellipses", sum(map(text.count, _ELLIPSES)) / len(tokens), max_ellipsis_ratio)
-    lines = text.splitlines() or [""]
+    joined = joined_words(text, language)
+    counts = word_counts.count(joined)
+    yield below("few_words", counts.no_symbols, min_words)
+    yield above("many_words", counts.no_symbols, max_words)
+    if not counts.words:
+        return
+    if counts.no_symbols:
+        mean = counts.no_symbol_characters / counts.no_symbols
+        yield below("short_words", mean, min_mean_word_length)
+        yield above("long_words", mean, max_mean_word_length)
+    yield above("hashes", text.count("#") / counts.words, max_hash_ratio)
+    yield above("ellipses", sum(map(text.count, _ELLIPSES)) / counts.words, max_ellipsis_ratio)
+    lines = text.splitlines()
     bullets = sum(line.lstrip().startswith(_BULLETS) for line in lines)
     yield above("bullet_lines", bullets / len(lines), max_bullet_lines)
     ellipses = sum(line.rstrip().endswith(_ELLIPSES) for line in lines)
     yield above("ellipsis_lines", ellipses / len(lines), max_ellipsis_lines)
-    alphabetic = sum(any(map(str.isalpha, token)) for token in tokens)
-    yield below("few_alphabetic_words", alphabetic / len(tokens), min_alphabetic_words)
-    found = len(frozenset(stop_words).intersection(tokens))
+    yield below("few_alphabetic_words", counts.alphabetic / counts.words, min_alphabetic_words)
+    among = f"\n{joined}\n"
+    found = sum(f"\n{word}\n" in among for word in set(stop_words))
     yield below("few_stop_words", found, min_stop_words)

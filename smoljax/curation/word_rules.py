@@ -1,0 +1,166 @@
+"""spaCy's rules of a language for cutting words, followed without spaCy's objects.
+
+The algorithm is that of spaCy 3.8 (https://spacy.io/usage/linguistic-features#how-tokenizer-works), and so are the
+rules, taken from its blank pipeline: between whitespace a chunk loses prefixes and suffixes until a special case or
+nothing is left, and what is left is cut at infixes; then special cases are looked for in the row of words that this
+gave. Where the form of a chunk tells that a rule cannot match, it is not tried: half of spaCy's time goes into searching
+for suffixes.
+"""
+
+import itertools
+import re
+from collections.abc import Sequence
+
+from smoljax.errors import require
+
+# The languages whose rules were compared with what `Rules` leaves out.
+LANGUAGES = ("en", "fr", "es", "de", "it", "pt")
+
+# Marks that are a suffix for themselves, and the end of no longer one.
+_MARKS = frozenset(',:;!?()[]{}<>_#*&"')
+# Only behind one of these a suffix can end with a letter: "'s", units, and the pronouns of French.
+_BEFORE_LETTERS = re.compile("[0-9'’°\\-–—‐‑]")
+
+
+class Rules:
+    """How one of LANGUAGES cuts chunks of text, which hold no whitespace, into words."""
+
+    def __init__(self, language: str):
+        spacy = require("spacy", extra="data")
+        tokenizer = spacy.blank(language).tokenizer
+        self._prefix = tokenizer.prefix_search
+        self._suffix = tokenizer.suffix_search
+        self._infixes = tokenizer.infix_finditer
+        self._whole = tokenizer.token_match or (lambda chunk: None)
+        self._url = tokenizer.url_match
+        orth = spacy.symbols.ORTH
+        cases = {
+            case: [token[orth] for token in tokens]
+            for case, tokens in tokenizer.rules.items()
+            if not case.isspace()
+        }
+        self._cases: dict[str, list[str]] = {}
+        rows = {case: self._row(case) for case in cases if self._is_cut(case)}
+        self._cases = cases
+        self._rows: dict[str, set[tuple[str, ...]]] = {}
+        for row in rows.values():
+            self._rows.setdefault(row[0], set()).add(row)
+        self._pairs = {row[:2] for row in rows.values()}
+        self._alone = {
+            row[0] for case, row in rows.items() if len(row) == 1 and cases[case] != list(row)
+        }
+        # "EE. UU." in Spanish: cases that look across whitespace.
+        self.spaced = [case for case in rows if " " in case]
+
+    def cut(self, chunk: str) -> list[str]:
+        """The words of a chunk, before special cases are looked for among them."""
+        cases, whole = self._cases, self._whole
+        if chunk.isalpha():
+            return cases.get(chunk) or [chunk]
+        before, behind = [], []
+        while chunk and chunk not in cases and not whole(chunk):
+            prefix = self._prefix(chunk)
+            start = prefix.end() if prefix else 0
+            rest = chunk[start:]
+            if start and rest in cases:
+                before.append(chunk[:start])
+                chunk = rest
+                break
+            size = self._suffix_size(rest)
+            if size and chunk[:-size] in cases:
+                behind.append(chunk[-size:])
+                chunk = chunk[:-size]
+                break
+            if start:
+                before.append(chunk[:start])
+            if size:
+                behind.append(chunk[-size:])
+            elif not start:
+                break
+            chunk = chunk[start : len(chunk) - size]
+        if chunk in cases:
+            before += cases[chunk]
+        elif chunk:
+            self._cut_infixes(chunk, before)
+        behind.reverse()
+        return before + behind
+
+    def has_cases(self, tokens: list[str]) -> bool:
+        """Whether special cases among the words of a chunk would change them."""
+        found = not self._alone.isdisjoint(tokens) or any(
+            pair in self._pairs for pair in itertools.pairwise(tokens)
+        )
+        return found and self.merge(tokens, [False] * len(tokens)) != tokens
+
+    def merge(self, tokens: list[str], spaces: Sequence[bool]) -> list[str]:
+        """Words of chunks in which special cases are found: the longest first, then the leftmost.
+
+        Args:
+          tokens: the words of chunks that are parted by single spaces.
+          spaces: of each, whether a space follows.
+        """
+        spans = [
+            (-len(row), start)
+            for start, token in enumerate(tokens)
+            for row in self._rows.get(token, ())
+            if tuple(tokens[start : start + len(row)]) == row
+        ]
+        seen: set[int] = set()
+        changes = {}
+        for size, start in sorted(spans):
+            end = start - size
+            if start not in seen and end - 1 not in seen:
+                parts = [t + " " * s for t, s in zip(tokens[start:end], spaces[start : end - 1])]
+                case = "".join([*parts, tokens[end - 1]])
+                # Two words of a case with a space between them are no case, but hide what they overlap.
+                if case in self._cases:
+                    changes[start] = end, self._cases[case]
+            seen.update(range(start, end))
+        merged, at = [], 0
+        for start, (end, case) in sorted(changes.items()):
+            merged += [*tokens[at:start], *case]
+            at = end
+        return merged + tokens[at:]
+
+    def _suffix_size(self, chunk: str) -> int:
+        if not chunk:
+            return 0
+        last = chunk[-1]
+        if last in _MARKS:
+            return 1
+        if last in "0123456789" or (last.isalpha() and not _BEFORE_LETTERS.search(chunk)):
+            return 0
+        # A suffix that ends with a stop begins with one.
+        match = self._suffix(chunk, len(chunk.rstrip(".")) if last == "." else 0)
+        return match.end() - match.start() if match else 0
+
+    def _cut_infixes(self, chunk: str, tokens: list[str]) -> None:
+        """Appends the parts of a chunk without prefixes and suffixes to `tokens`."""
+        if (
+            chunk.replace("_", "").isalnum()
+            or self._whole(chunk)
+            or ("." in chunk and self._url(chunk))
+        ):
+            tokens.append(chunk)
+            return
+        at = 0
+        for match in self._infixes(chunk):
+            start, end = match.span()
+            if start == 0:  # As in spaCy: what stands at the beginning is no infix.
+                continue
+            tokens += filter(None, (chunk[at:start], chunk[start:end]))
+            at = end
+        if at < len(chunk):
+            tokens.append(chunk[at:])
+
+    def _is_cut(self, case: str) -> bool:
+        """Whether a special case would be cut if it were none, so that it has to be looked for among words."""
+        return bool(
+            " " in case
+            or self._prefix(case)
+            or self._suffix(case)
+            or next(self._infixes(case), None)
+        )
+
+    def _row(self, case: str) -> tuple[str, ...]:
+        return tuple(token for chunk in case.split(" ") for token in self.cut(chunk))
