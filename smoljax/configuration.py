@@ -15,6 +15,7 @@ T = TypeVar("T")
 # The class of each section of a config; imported when it is needed, because some bring jax.
 SECTIONS = {
     "curation": "smoljax.curation:CurationConfig",
+    "quality": "smoljax.quality.config:QualityConfig",
     "tokenizer": "smoljax.tokens.config:TokenizerConfig",
     "data": "smoljax.input_pipeline:MixtureConfig",
     "model": "smoljax.model:ModelConfig",

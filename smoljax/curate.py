@@ -1,8 +1,11 @@
 """Raw bytes to token shards: `python -m smoljax.curate --config=configs/quickstart.py --workdir=runs/quickstart`.
 
-Four parts, each skipped while it is up to date; --only names one:
+Five parts, each skipped while it is up to date; --only names one:
   documents   runs the recipe config.curation.recipe; writes WORKDIR/documents, removed documents with their reasons
               (among them those that share 13 words in a row with a benchmark of config.evaluation.sets)
+  quality     if the config has a section quality: scores documents by a head that is trained on a language model's scores
+              of a few (WORKDIR/quality; without those it writes requests for them); writes WORKDIR/selected, from which
+              the tokenizer and the shards are then made
   tokenizer   trains SentencePiece on the train split; writes WORKDIR/tokenizer (or checks config.tokenizer.directory)
   shards      writes token shards of every source to WORKDIR/shards
   report      writes WORKDIR/curation_report.html and .json (smoljax.curation.report): what each threshold removes, and
@@ -20,9 +23,9 @@ from pathlib import Path
 from smoljax import command_line
 
 OPTIONS = {
-    "only": "documents, tokenizer, shards, report or ablation; the first four when not given"
+    "only": "documents, quality, tokenizer, shards, report or ablation; the first five when not given"
 }
-PARTS = ("documents", "tokenizer", "shards", "report")
+PARTS = ("documents", "quality", "tokenizer", "shards", "report")
 
 
 def main(config: dict, workdir: Path, *, only: str) -> int:
@@ -31,6 +34,7 @@ def main(config: dict, workdir: Path, *, only: str) -> int:
 
     parts = {
         "documents": _documents,
+        "quality": _quality,
         "tokenizer": _tokenizer,
         "shards": _shards,
         "report": _report,
@@ -41,7 +45,8 @@ def main(config: dict, workdir: Path, *, only: str) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         for part in (only,) if only else PARTS:
-            parts[part](config, workdir)
+            if part != "quality" or only or config.get("quality"):
+                parts[part](config, workdir)
     except KeyboardInterrupt:
         print("stopped on request; the same command goes on from what is done", file=sys.stderr)
         return command_line.STOPPED
@@ -57,6 +62,29 @@ def _documents(config: dict, workdir: Path) -> None:
     print(curation.table(curation.curate(settings, workdir, evaluation_sets=scored.sets)))
 
 
+def _quality(config: dict, workdir: Path) -> None:
+    from smoljax import configuration
+    from smoljax.quality import run
+    from smoljax.quality.config import QualityConfig
+
+    settings = configuration.build(QualityConfig, config.get("quality", {}), "quality")
+    print(run.run(settings, workdir))
+
+
+def _curated(config: dict, workdir: Path) -> Path:
+    """The folder of the documents that are tokenized: the selected ones, where the config says how they are selected."""
+    from smoljax.errors import SmoljaxError
+
+    if not config.get("quality"):
+        return workdir / "documents"
+    if not (workdir / "selected").is_dir():
+        raise SmoljaxError(
+            f"the config has a section quality, and no documents are selected yet in {workdir / 'selected'}: run "
+            "--only=quality, which says what it needs"
+        )
+    return workdir / "selected"
+
+
 def _tokenizer(config: dict, workdir: Path) -> None:
     from smoljax.tokens import documents, tokenizer
 
@@ -64,7 +92,7 @@ def _tokenizer(config: dict, workdir: Path) -> None:
     if settings.directory:
         trained = settings.load(workdir)
     else:
-        texts = documents.read_texts(workdir / "documents", "train")
+        texts = documents.read_texts(_curated(config, workdir), "train")
         trained = tokenizer.train(
             texts,
             workdir / "tokenizer",
@@ -88,7 +116,7 @@ def _shards(config: dict, workdir: Path) -> None:
 
     sizes = configuration.build(ShardsConfig, config.get("shards", {}), "shards")
     manifests = documents.tokenize_documents(
-        workdir / "documents",
+        _curated(config, workdir),
         workdir / "shards",
         _tokenizer_config(config).load(workdir),
         block_tokens=sizes.block_tokens,
