@@ -77,7 +77,7 @@ def get_config() -> ConfigDict:
         dict(
             num_steps=2_600_000,
             micro_batches=1,
-            loss_chunk=16_384,
+            loss_chunk=8_192,
             z_loss=0.0,
             log_every=10,
             eval_every=1_000,

@@ -77,7 +77,7 @@ def get_config() -> ConfigDict:
         dict(
             num_steps=4_720_000,
             micro_batches=1,
-            loss_chunk=8_192,
+            loss_chunk=2_048,
             z_loss=0.0,
             log_every=10,
             eval_every=4_000,

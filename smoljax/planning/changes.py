@@ -7,7 +7,7 @@ from smoljax.model import ModelConfig
 from smoljax.planning.estimate import KERNEL_SHARE, Exchange, Times
 from smoljax.planning.topologies import GIB
 
-_LOSS_TOKENS_PER_CHIP = 2048  # A chunk of 2048 tokens fills the matrix units; its f32 logits over 128,256 words take 1 GiB.
+_LOSS_TOKENS_PER_CHIP = 2048  # Their f32 logits over 128,256 words take 1 GiB.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +51,7 @@ def cheapest(
       seq_len: tokens of a sequence.
       batch_size: sequences of a step.
       micro_batches: pieces of a batch.
-      loss_chunk: tokens of a chunk of the loss, over all chips.
+      loss_chunk: tokens per chip whose logits fill the memory that logits may take.
       batch_parts: chips over which the batch is split.
     """
     step = _Step(model, seq_len, batch_size, micro_batches, loss_chunk, batch_parts)
@@ -83,27 +83,17 @@ class _Step:
         return self.batch_size / self.batch_parts
 
     @property
-    def tokens(self) -> float:
-        """Of a micro-batch, over all chips."""
-        return self.batch_size * self.seq_len / self.micro_batches
+    def tokens_per_chip(self) -> int:
+        """Of a micro-batch."""
+        return int(self.rows_per_chip * self.seq_len / self.micro_batches)
 
-    @property
-    def chunks(self) -> int:
-        """Chunks of the loss in a micro-batch."""
-        return max(1, round(self.tokens / self.loss_chunk))
-
-    @property
-    def best_chunk(self) -> int:
-        return min(int(self.tokens), _LOSS_TOKENS_PER_CHIP * self.batch_parts)
-
-    def logits(self, chunk: int) -> float:
-        """Bytes per chip of a chunk's logits and their gradient, in f32."""
-        return 2 * 4 * chunk * self.model.vocab_size / self.batch_parts
+    def logits(self, tokens: int) -> float:
+        """Bytes per chip of the logits of these tokens and of their gradient, in f32."""
+        return 2 * 4 * min(tokens, self.tokens_per_chip) * self.model.vocab_size
 
     def activations(self, width: int) -> float:
         """Bytes per chip of a bf16 activation of this width in every layer."""
-        rows = self.rows_per_chip * self.seq_len / self.micro_batches
-        return 2 * rows * width * self.model.num_layers
+        return 2 * self.tokens_per_chip * width * self.model.num_layers
 
     @property
     def layer_inputs(self) -> float:
@@ -112,12 +102,13 @@ class _Step:
 
 def _that_free_memory(step: _Step, exchanges: tuple[Exchange, ...]) -> Iterator[Change]:
     logits, layer_inputs = step.logits(step.loss_chunk), step.layer_inputs
-    if step.loss_chunk > step.best_chunk:
+    fewer_logits = step.logits(_LOSS_TOKENS_PER_CHIP)
+    if logits > fewer_logits:
         yield Change(
-            f"--config.training.loss_chunk={step.best_chunk}",
+            f"--config.training.loss_chunk={_LOSS_TOKENS_PER_CHIP}",
             0.0,
-            logits - step.logits(step.best_chunk),
-            "logits of a smaller chunk",
+            logits - fewer_logits,
+            "fewer logits at a time",
         )
     if step.model.remat != "full":
         yield Change("--config.model.remat=full", 0.0, layer_inputs, "layers are computed twice")
@@ -125,7 +116,7 @@ def _that_free_memory(step: _Step, exchanges: tuple[Exchange, ...]) -> Iterator[
         yield Change(
             f"--config.training.micro_batches={2 * step.micro_batches}",
             -sum(exchange.exposed for exchange in exchanges),
-            layer_inputs / 2 + (logits / 2 if step.chunks == 1 else 0),
+            layer_inputs / 2 + max(0, logits - step.logits(step.tokens_per_chip // 2)),
             "half the activations at a time; parameters are gathered twice as often",
         )
     if step.rows_per_chip >= 2:
@@ -142,17 +133,15 @@ def _that_save_time(
     step: _Step, times: Times, exchanges: tuple[Exchange, ...], kernel_runs: int | None
 ) -> Iterator[Change]:
     model = step.model
-    sent = sum(exchange.bytes_sent for exchange in exchanges)
-    if step.best_chunk > step.loss_chunk and sent:
-        # Every chunk gathers the head in bf16 and sums its gradient in f32 over all chips (there and back).
-        saved = 1 - max(1, round(step.tokens / step.best_chunk)) / step.chunks
-        head = (2 + 2 * 4) * model.vocab_size * model.hidden_size
-        head *= step.chunks * step.micro_batches
+    if step.loss_chunk < step.tokens_per_chip and step.batch_parts > 1:
+        head = 2 * model.vocab_size * model.hidden_size  # FLOPs per token of the logits.
+        passes = 3 if model.remat in ("none", "dots") else 4
+        products = model.flops_per_token(step.seq_len, attention="none") / 3 * passes
         yield Change(
-            f"--config.training.loss_chunk={step.best_chunk}",
-            saved * min(1.0, head / sent) * times.exposed,
-            step.logits(step.loss_chunk) - step.logits(step.best_chunk),
-            f"{step.chunks} chunks of {step.loss_chunk / step.batch_parts:.0f} tokens per chip, each of which gathers the head",
+            f"--config.training.loss_chunk={step.tokens_per_chip}",
+            times.products * head / (products + head),
+            step.logits(step.loss_chunk) - step.logits(step.tokens_per_chip),
+            "all logits at once are computed once, not twice",
         )
     if kernel_runs == 0:
         everything = model.flops_per_token(step.seq_len)

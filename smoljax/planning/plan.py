@@ -31,7 +31,7 @@ class Plan:
       seq_len: tokens of a sequence.
       remat: the model's remat policy.
       micro_batches: pieces of a batch.
-      loss_chunk: tokens of a chunk of the loss.
+      loss_chunk: tokens per chip whose logits fill the memory that logits may take.
       batch_parts: chips over which the batch is split.
       attention: the implementation that the config names.
       compiled: what the compiler says.

@@ -79,7 +79,7 @@ def variants(config: dict, topology: Topology) -> list[dict]:
             "mesh": {"data": data, "fsdp": parts // data, "tensor": tensor, "context": 1},
             "model": config["model"] | {"remat": remat},
             "training": config["training"]
-            | {"micro_batches": micro_batches, "loss_chunk": loss_tokens * parts},
+            | {"micro_batches": micro_batches, "loss_chunk": loss_tokens},
         }
         found.append(config | changed)
     return found
@@ -91,8 +91,7 @@ def ranking(plans: list[Plan]) -> str:
         f"{'mesh':24} {'remat':16} {'micro':>5} {'chunk/chip':>10} {'peak GiB':>9} {'step s':>8} {'MFU':>6} {'tokens/s':>12}"
     ]
     for plan in plans:
-        per_chip = plan.loss_chunk / plan.batch_parts
-        row = f"{plan.mesh:24} {plan.remat:16} {plan.micro_batches:5} {per_chip:10.0f} {plan.needs / GIB:9.2f}"
+        row = f"{plan.mesh:24} {plan.remat:16} {plan.micro_batches:5} {plan.loss_chunk:10} {plan.needs / GIB:9.2f}"
         if plan.fits:
             costs = plan.estimate
             row += f" {costs.times.step:8.3f} {100 * costs.mfu['causal attention']:5.1f}% {costs.tokens_per_second:12,.0f}"

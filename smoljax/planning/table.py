@@ -15,7 +15,7 @@ def table(plan: Plan) -> str:
         f"{plan.name} on {topology.name}: {topology.num_chips} chips{slices}, mesh {plan.mesh}",
         f"  {plan.num_params:,} parameters, {plan.batch_size:,} x {plan.seq_len:,} tokens a step "
         f"({plan.batch_size / topology.num_chips:g} sequences per chip), remat {plan.remat}, "
-        f"{plan.micro_batches} micro-batches, loss chunks of {plan.loss_chunk:,} tokens, attention {plan.attention}",
+        f"{plan.micro_batches} micro-batches, loss chunks of {plan.loss_chunk:,} tokens per chip, attention {plan.attention}",
         "",
         *_memory(plan),
         "",
