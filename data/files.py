@@ -16,7 +16,7 @@ from smoljax.errors import SmoljaxError
 def sources(
     workdir: Path,
     patterns: Mapping[str, str],
-    preset: str = "web",
+    preset: str = "fast",
     presets: Mapping[str, str] | None = None,
     text_field: str = "text",
 ) -> tuple[Files, ...]:

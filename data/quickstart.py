@@ -53,6 +53,6 @@ def sources(workdir: Path) -> tuple[Files, ...]:
         Files("django_code", f"{django}/**/*.py", "code"),
         Files("sqlalchemy_html", f"{raw / SQLALCHEMY.folder}/doc/**/*.html", "document"),
         Files("pypdf_pdf", f"{raw / PYPDF.folder}/**/*.pdf", "document"),
-        Files("newspaper_html", f"{raw / NEWSPAPER.folder}/tests/data/html/*.html", "web"),
+        Files("newspaper_html", f"{raw / NEWSPAPER.folder}/tests/data/html/*.html", "fast"),
         Files("sphinx_docs", f"{sphinx}/doc/**/*.rst", "document"),
     )

@@ -15,7 +15,7 @@ def sources(
     directory: str,
     split: str = "train",
     text_field: str = "text",
-    preset: str = "web",
+    preset: str = "fast",
 ) -> tuple[TfdsText, ...]:
     """One source, named after the dataset.
 

@@ -20,7 +20,7 @@ class Files:
     Attributes:
       name: the source's name.
       pattern: a path, a folder (read whole) or a glob; local or an fsspec URL (gs://bucket/*.warc.gz).
-      preset: which stages its documents pass ("web", "document", "code").
+      preset: which stages its documents pass ("fast", "document", "code", ...).
       exclude: patterns of names to leave out, matched against the name under the fixed folder (`*` crosses "/").
       media_type: of the documents; None tells it from each file's ending.
       text_field: the column or key with the text, in JSONL and Parquet files.

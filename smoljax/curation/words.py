@@ -17,7 +17,7 @@ from smoljax.errors import SmoljaxError, require
 _CAPACITY = 1 << 17
 _LONGEST = 48
 # Whitespace that is a word for spaCy: special cases do not look across it.
-_BREAK = re.compile(r"\s{2,}|[^\S ]")
+BREAK = re.compile(r"\s{2,}|[^\S ]")
 
 
 def words(text: str, language: str) -> list[str]:
@@ -50,7 +50,7 @@ class _Chunks:
             new = self._learn({chunk for chunk, known in zip(chunks, found) if known is None})
             found = [new[c] if f is None else f for c, f in zip(chunks, found)]
         if None in found or any(map(text.__contains__, self._rules.spaced)):
-            found = [self._run(run) for run in _BREAK.split(text)]
+            found = [self._run(run) for run in BREAK.split(text)]
             return "\n".join(filter(None, found))
         return "\n".join(found)
 

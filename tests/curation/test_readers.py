@@ -27,7 +27,7 @@ def read(source: sources.Files, *, shard_bytes: int = 1 << 30, max_document_byte
 
 
 def files(folder, pattern="**/*", **arguments):
-    return sources.Files("s", f"{folder}/{pattern}", "web", **arguments)
+    return sources.Files("s", f"{folder}/{pattern}", "fast", **arguments)
 
 
 def test_files_by_ending_sorted_by_name(tmp_path):
@@ -48,11 +48,11 @@ def test_a_folder_is_read_whole_and_exclude_leaves_out(tmp_path):
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "x.txt").write_text("x")
     (tmp_path / "y.txt").write_text("y")
-    assert [path for path, *_ in read(sources.Files("s", str(tmp_path), "web"))[0]] == [
+    assert [path for path, *_ in read(sources.Files("s", str(tmp_path), "fast"))[0]] == [
         "b/x.txt",
         "y.txt",
     ]
-    source = sources.Files("s", str(tmp_path), "web", exclude=("b/*",))
+    source = sources.Files("s", str(tmp_path), "fast", exclude=("b/*",))
     assert [path for path, *_ in read(source)[0]] == ["y.txt"]
 
 
@@ -74,7 +74,7 @@ def test_missing_path_and_missing_protocol_are_one_clear_error(tmp_path):
     with pytest.raises(SmoljaxError, match=r"no file matches .*nothing/\*\.html"):
         read(files(tmp_path / "nothing", "*.html"))
     with pytest.raises(SmoljaxError, match="cannot open 'nosuch://bucket/x'"):
-        read(sources.Files("s", "nosuch://bucket/x", "web"))
+        read(sources.Files("s", "nosuch://bucket/x", "fast"))
 
 
 def test_fsspec_urls_read_like_local_files():
@@ -83,7 +83,7 @@ def test_fsspec_urls_read_like_local_files():
     with fsspec.open("memory://bucket/in/a.txt", "wb") as file:
         file.write(b"hello")
     for pattern in ("memory://bucket/in/*.txt", "memory://bucket/in", "memory://bucket/in/a.txt"):
-        good, _ = read(sources.Files("s", pattern, "web"))
+        good, _ = read(sources.Files("s", pattern, "fast"))
         assert good == [("a.txt", "text/plain", b"hello")]
 
 

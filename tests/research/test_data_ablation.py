@@ -132,6 +132,6 @@ def test_what_is_not_there_is_named(config, tmp_path, change, message):
 
 def test_one_seed_is_refused():
     with pytest.raises(SmoljaxError, match="seeds is 1"):
-        AblationConfig(preset="web", heldout=("clean",), seeds=1)
+        AblationConfig(preset="fast", heldout=("clean",), seeds=1)
     with pytest.raises(SmoljaxError, match="heldout is empty"):
-        AblationConfig(preset="web", heldout=())
+        AblationConfig(preset="fast", heldout=())

@@ -4,6 +4,7 @@ Thresholds default to the values of the source that each filter names. All compa
 that fails, in the order of the docstring, gives the reason.
 """
 
+from smoljax.curation.filters.c4 import c4
 from smoljax.curation.filters.code_quality import code_quality
 from smoljax.curation.filters.fineweb import fineweb
 from smoljax.curation.filters.gopher_quality import gopher_quality
@@ -13,6 +14,7 @@ from smoljax.curation.filters.length import length
 from smoljax.curation.filters.url import url
 
 __all__ = [
+    "c4",
     "code_quality",
     "fineweb",
     "gopher_quality",

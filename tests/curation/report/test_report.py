@@ -210,7 +210,8 @@ def test_statistics_are_of_the_text_that_the_stage_saw(tmp_path):
     """Lines of symbols are gone when words are counted: the share of words with letters is that of the rest."""
     text = "The keeper of the lighthouse and the captain have a plan.\n"
     numbers = run(tmp_path, [text + "*** *** *** ***\n" * 3], LINES)
-    assert rule(numbers, "gopher_quality", "few_alphabetic_words")["quantiles"]["0.5"] == 1.0
+    # The full stop is a word of its own.
+    assert rule(numbers, "gopher_quality", "few_alphabetic_words")["quantiles"]["0.5"] == 11 / 12
     assert rule(numbers, "fineweb", "few_terminal_lines")["quantiles"]["0.5"] == 1.0
     assert stage(numbers, "symbol_lines")["edits"]["documents"] == 1
 

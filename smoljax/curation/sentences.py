@@ -1,0 +1,34 @@
+"""The number of sentences, as spaCy's sentencizer counts them over the words of smoljax.curation.words."""
+
+import functools
+import re
+import sys
+import unicodedata
+
+from smoljax.curation.words import BREAK, joined_words
+from smoljax.errors import require
+
+
+def count(text: str, language: str) -> int:
+    """Sentences of a text, 1 of an empty one.
+
+    A sentence begins with the text, and with the first word behind a mark that ends sentences which is no punctuation.
+    Whitespace is a word here, unless it is a single space.
+    """
+    rows = [joined_words(run, language) for run in BREAK.split(text)]
+    return 1 + len(_ends().findall("\n\n".join(rows)))
+
+
+@functools.cache
+def _ends() -> re.Pattern:
+    """Matches, in words joined by line breaks, the words from the end of one sentence to the beginning of the next."""
+    marks = require("spacy", extra="data").pipeline.Sentencizer.default_punct_chars
+    punctuation = [
+        chr(code) for code in range(sys.maxunicode + 1) if unicodedata.category(chr(code))[0] == "P"
+    ]
+    either = f"[{_class(punctuation)}]+|[{_class(marks)}]"
+    return re.compile(rf"^[{_class(marks)}](?:\n(?:{either})$)*+(?=\n)", re.MULTILINE)
+
+
+def _class(characters: list[str]) -> str:
+    return "".join(map(re.escape, characters))
