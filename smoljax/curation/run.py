@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import math
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -11,11 +12,14 @@ from types import ModuleType
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from smoljax import files
 from smoljax.curation import chain, decontamination, pipeline, presets, runner
 from smoljax.curation import sources as sources_module
 from smoljax.errors import SmoljaxError
 
 MANIFEST = "manifest.json"
+# Beside the work items and not in the manifest: documents/ then holds the same bytes after any run.
+_SECONDS = "curation/seconds.json"
 
 
 @dataclass(frozen=True)
@@ -111,6 +115,7 @@ def curate(
             workers=workers,
             beam_options=config.beam_options,
         )
+        seconds = {stage["name"]: stage.pop("seconds") for stage in stage_table}
         manifest = {
             "stages": stage_table,
             "sources": _sum_by_source(shards, results),
@@ -121,8 +126,15 @@ def curate(
         }
         if not any(source["train"]["documents"] for source in manifest["sources"].values()):
             raise SmoljaxError(_nothing_left(manifest))
+        files.atomic_write_json(workdir / _SECONDS, seconds)
         pipeline.assemble(shards, directory, workdir, manifest)
         return manifest
+
+
+def stage_seconds(workdir: Path | str) -> dict[str, float]:
+    """Stage -> seconds that it took on all workers together, whenever its items were run; {} if WORKDIR/curation is gone."""
+    path = Path(workdir) / _SECONDS
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def read_documents(
@@ -142,15 +154,20 @@ def read_documents(
         yield from pq.ParquetFile(path).iter_batches()
 
 
-def table(manifest: Mapping) -> str:
-    """Kept and removed by stage with reasons, and documents and bytes by source, as lines of text."""
+def table(manifest: Mapping, seconds: Mapping[str, float]) -> str:
+    """Kept and removed by stage with reasons, and documents and bytes by source, as lines of text.
+
+    Args:
+      manifest: of `curate`.
+      seconds: of `stage_seconds`.
+    """
     lines = [f"{'stage':<20}{'kept':>10}{'removed':>10}{'seconds':>10}  removed because of"]
     for stage in manifest["stages"]:
         reasons = sorted(stage["removed_by_reason"].items(), key=lambda item: (-item[1], item[0]))
         text = ", ".join(f"{name.partition(':')[2]} {count:,}" for name, count in reasons)
         lines.append(
             f"{stage['name']:<20}{stage['kept']:>10,}{stage['removed']:>10,}"
-            f"{stage['seconds']:>10.1f}  {text}"
+            f"{seconds.get(stage['name'], math.nan):>10.1f}  {text}"
         )
     lines += ["", f"{'source':<20}{'train':>10}{'MB':>10}{'heldout':>10}{'MB':>10}{'removed':>10}"]
     for name, source in manifest["sources"].items():

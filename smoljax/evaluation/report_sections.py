@@ -94,7 +94,7 @@ def documents(inputs: Inputs) -> Html:
             "A stage sees the documents of those sources whose preset names it, so program text is not asked for its "
             "language and a stage may see fewer documents than the one before it kept.",
         ),
-        html.table(("stage", "kept", "removed", "seconds", "why"), [_stage_row(s) for s in stages]),
+        html.table(("stage", "kept", "removed", "why"), [_stage_row(s) for s in stages]),
         html.tag("h3", "Removed documents"),
         html.paragraph(
             "Every removed document is kept with its reason. These were drawn by the hash of their id, not picked."
@@ -360,8 +360,7 @@ def _shard_row(source: str, manifest: dict) -> tuple[str, int, int, int, int]:
 def _stage_row(stage: dict) -> tuple:
     reasons = sorted(stage["removed_by_reason"].items(), key=lambda item: (-item[1], item[0]))
     why = ", ".join(f"{reason.removeprefix(stage['name'] + ':')} {n:,}" for reason, n in reasons)
-    seconds = html.Number(f"{stage['seconds']:.1f}")
-    return (stage["name"], stage["kept"], stage["removed"], seconds, why)
+    return (stage["name"], stage["kept"], stage["removed"], why)
 
 
 def _removed_by_stage(inputs: Inputs) -> list[Html]:

@@ -1,17 +1,11 @@
-"""The whole of curation on small real files: what is written, bad input, workers, interruptions, a full disk."""
+"""The whole of curation on small real files: what is written, bad input, workers, what is kept for the next run."""
 
 import errno
 import json
 import os
-import random
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
-import psutil
 import pyarrow.parquet as pq
 import pytest
 
@@ -23,6 +17,7 @@ from smoljax.curation import (
     presets,
     read_documents,
     schema,
+    stage_seconds,
     table,
 )
 from smoljax.errors import SmoljaxError
@@ -67,10 +62,10 @@ def config(recipe: str, **changes) -> CurationConfig:
 
 
 def tree(folder: Path) -> dict[str, bytes]:
-    """Every file's bytes, with the times taken out of the manifests."""
+    """Every file's bytes, without the times that the work items took."""
     found = {}
     for path in sorted(folder.rglob("*")):
-        if path.is_file() and path.name != ".lock":
+        if path.is_file() and path.name not in (".lock", "seconds.json"):
             data = path.read_bytes()
             if path.name == "manifest.json":
                 data = json.dumps(_without_times(json.loads(data))).encode()
@@ -142,7 +137,7 @@ def test_documents_and_manifest(corpus, tmp_path):
                 assert len(rows) == source[part]["documents"]
                 assert sum(len(row["text"].encode()) for row in rows) == source[part]["bytes"]
                 assert all((row["language"] is None) == (name == "code") for row in rows)
-    text = table(manifest)
+    text = table(manifest, stage_seconds(tmp_path / "run"))
     assert "encrypted_pdf 1" in text
     assert "crawl" in text
 
@@ -223,20 +218,6 @@ def test_a_changed_input_is_read_again(corpus, tmp_path):
     assert manifest["sources"]["html"]["removed"] == 2
 
 
-def test_damaged_intermediate_file_is_named(corpus, tmp_path):
-    run = tmp_path / "run"
-    curate(config(corpus), run, workers=1)
-    path = run / "curation/filter/00000/kept.parquet"
-    data = bytearray(path.read_bytes())
-    data[100] ^= 0xFF
-    path.unlink()
-    path.write_bytes(data)
-    shutil.rmtree(run / "documents")
-    shutil.rmtree(run / "curation/finish")
-    with pytest.raises(SmoljaxError, match=r"filter/00000/kept\.parquet is damaged"):
-        curate(config(corpus), run, workers=1)
-
-
 def test_empty_corpus(tmp_path):
     (tmp_path / "in").mkdir()
     (tmp_path / "in/a.txt").write_text("Too short.")
@@ -308,81 +289,6 @@ def test_full_disk_is_explained_and_keeps_what_was_written(corpus, tmp_path, mon
     assert not [path for path in run.rglob(".*") if path.is_dir()]
     monkeypatch.setattr(pq.ParquetWriter, "write_batch", written)
     curate(config(corpus), run, workers=1)
-
-
-SCRIPT = """
-import sys
-from smoljax.curation import CurationConfig, curate
-
-if __name__ == "__main__":
-    curate(CurationConfig(sys.argv[1], heldout_fraction=0.2, shard_bytes=12_000), sys.argv[2], workers=2)
-"""
-
-
-def start(corpus: str, run: Path) -> subprocess.Popen:
-    script = run.parent / "script.py"
-    script.write_text(SCRIPT)
-    return subprocess.Popen(
-        [sys.executable, str(script), corpus, str(run)],
-        stderr=subprocess.PIPE,
-        start_new_session=True,
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
-    )
-
-
-def family(process: subprocess.Popen) -> list[psutil.Process]:
-    try:
-        return psutil.Process(process.pid).children(recursive=True)
-    except psutil.NoSuchProcess:
-        return []
-
-
-def finished_items(run: Path) -> int:
-    return len(list((run / "curation").glob("*/*/manifest.json")))
-
-
-def test_killed_at_random_moments_and_restarted_gives_the_same_bytes(corpus, tmp_path):
-    """Killed five times, each time when a few more work items are finished than the time before."""
-    whole = tmp_path / "whole"
-    assert start(corpus, whole).wait() == 0
-    total = finished_items(whole)
-    run = tmp_path / "run"
-    killed = 0
-    for moment in sorted(random.Random(0).sample(range(total * 3 // 4), 5)):
-        process = start(corpus, run)
-        deadline = time.monotonic() + 60
-        while finished_items(run) < moment and process.poll() is None:
-            assert time.monotonic() < deadline
-            time.sleep(0.002)
-        children = family(process)
-        process.send_signal(signal.SIGKILL)
-        killed += process.wait() == -signal.SIGKILL
-        _, alive = psutil.wait_procs(children, timeout=10)
-        assert not alive  # Workers do not outlive the run that started them.
-    assert killed >= 3
-    assert start(corpus, run).wait() == 0
-    assert tree(run) == tree(whole)
-
-
-def test_ctrl_c_stops_the_workers_and_keeps_finished_items(corpus, tmp_path):
-    run = tmp_path / "run"
-    process = start(corpus, run)
-    deadline = time.monotonic() + 60
-    while not list(run.glob("curation/extract/0*/manifest.json")) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    children = family(process)
-    os.killpg(process.pid, signal.SIGINT)  # As a terminal does: to the whole group.
-    error = process.communicate(timeout=30)[1].decode()
-    assert (
-        process.returncode == -signal.SIGINT
-        or "KeyboardInterrupt" in error
-        or process.returncode == 0
-    )
-    assert error.count("Traceback") <= 1
-    _, alive = psutil.wait_procs(children, timeout=10)
-    assert not alive
-    assert list(run.glob("curation/extract/0*/manifest.json"))
-    assert not list(run.glob("curation/*/.*.tmp"))
 
 
 def test_two_runs_in_one_workdir_are_refused(corpus, tmp_path):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from smoljax.configuration import build
-from smoljax.curation import CurationConfig, curate, presets, read_documents, table
+from smoljax.curation import CurationConfig, curate, presets, read_documents, stage_seconds, table
 from smoljax.errors import SmoljaxError
 from tests.curation import material
 
@@ -98,7 +98,7 @@ def test_contaminated_documents_of_every_preset_go_and_each_hit_is_told(corpus, 
     ]
     assert hits[3]["ngram"] == "the area of a rectangle is its width times its height and nothing"
     assert all(len(hit["ngram"].split()) == 13 for hit in hits)
-    text = table(manifest)
+    text = table(manifest, stage_seconds(tmp_path / "run"))
     assert "quiz                         4         2         1         2" in text
     assert "shares 13 words in a row" in text
 
@@ -126,7 +126,7 @@ def test_it_is_off_without_sets_and_by_one_switch(corpus, tmp_path):
         manifest = run(corpus, tmp_path / name, **changes)
         assert manifest["decontamination"] is None
         assert removed(tmp_path / name) == {}
-        assert "decontamination" not in table(manifest)
+        assert "decontamination" not in table(manifest, {})
         assert not list((tmp_path / name / "documents").glob("decontamination*"))
     longer = run(corpus, tmp_path / "run", scored=sets(tmp_path), decontamination_ngram=30)
     assert set(removed(tmp_path / "run")) == {"04.txt"}
