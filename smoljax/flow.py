@@ -73,6 +73,11 @@ STEPS = (
 
 def main(config: dict, workdir: Path) -> int:
     """Brings every step up to date, then writes the report."""
+    if config.get("quality"):
+        raise SmoljaxError(
+            "the config has a section quality, whose scores a language model gives outside of this path: run "
+            "python -m smoljax.curate, which says what it needs, and then train, evaluate and generate one by one"
+        )
     overrides = [argument for argument in sys.argv[1:] if argument.startswith("--config")]
     flow = Flow(config, workdir, overrides)
     start = time.monotonic()

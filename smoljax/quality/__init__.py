@@ -7,8 +7,13 @@ The method of FineWeb-Edu (Penedo et al. 2024, section 4): a language model give
   annotations.py  the file of scores; the requests for a language model and what its replies mean
   embedders.py    texts to vectors: a sentence-transformers folder (bert.py), or the hidden states of our own model
   head.py         the regression, and what it is worth on annotations that it has not seen (evaluation.py)
-  apply.py        WORKDIR/documents to WORKDIR/selected
+  apply.py        WORKDIR/documents to a score of each document, by all devices of this host (scores.py: where it lies)
+  select.py       documents and scores to WORKDIR/selected, by processes
   run.py          all of it in order: `python -m smoljax.curate --only=quality`
 
 It stands beside smoljax.curation, which never imports jax.
+
+Measured on one core of two (AMD EPYC), all-MiniLM-L6-v2: 14 documents/s at 256 tokens, 70 at 64. Of 436 pages of manuals, 219
+were annotated by the shelf that they come from and 78 more judged the head: F1 0.84 at a score of 3, where keeping all reaches 0.59
+(tests/quality/test_real_text.py).
 """

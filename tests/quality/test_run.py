@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from smoljax import configuration, curate, curation
+from smoljax import configuration, curate, curation, flow
 from smoljax.errors import SmoljaxError
 from smoljax.quality import annotations
 from smoljax.quality import run as quality
@@ -340,3 +340,8 @@ def test_the_tokenizer_and_the_shards_are_of_what_was_selected(workdir, encoder)
     assert shards["splits"]["train"]["documents"] == len(kept)
     before = [row for row in rows(workdir / "documents", "train") if row["source"] == "topics"]
     assert 0 < len(kept) < len(before)
+
+
+def test_the_path_in_one_command_refuses_what_needs_scores_from_outside(workdir, encoder):
+    with pytest.raises(SmoljaxError, match="the config has a section quality, whose scores"):
+        flow.main({"quality": {"embedder": encoder}}, workdir)
