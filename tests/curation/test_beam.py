@@ -11,42 +11,50 @@ from smoljax.configuration import build
 from smoljax.curation import CurationConfig, curate, items, runner
 from smoljax.errors import SmoljaxError
 from tests.curation import material
-from tests.curation.test_run import corpus, tree  # noqa: F401
+from tests.curation.test_interruptions import corpus, documents, sets, settings  # noqa: F401
+from tests.curation.test_run import tree
 from tests.curation.test_runner import fail, item
 
 
 def config(recipe: str, **changes) -> CurationConfig:
-    values = {"recipe": recipe, "heldout_fraction": 0.2, "shard_bytes": 12_000} | changes
-    return build(CurationConfig, values, "curation")
+    return build(CurationConfig, settings(recipe) | changes, "curation")
 
 
-def test_beam_and_the_pool_write_the_same_bytes(corpus, tmp_path):  # noqa: F811
-    curate(config(corpus), tmp_path / "pool", workers=2)
-    curate(config(corpus, beam_options=()), tmp_path / "beam")
-    assert tree(tmp_path / "pool") == tree(tmp_path / "beam")
+def run(folder, name: str, *, workers: int = 1, **changes) -> dict:
+    """Curates the corpus, near-duplicates and an evaluation set among it, to folder/name."""
+    chosen = config(str(folder / "recipe.py"), **changes)
+    return curate(chosen, folder / name, evaluation_sets=sets(folder), workers=workers)
 
 
-def test_work_items_in_an_object_store(corpus, tmp_path):  # noqa: F811
+def test_beam_and_the_pool_write_the_same_bytes(corpus):  # noqa: F811
+    manifest = run(corpus, "pool", workers=2)
+    run(corpus, "beam", beam_options=())
+    assert tree(corpus / "pool") == tree(corpus / "beam")
+    reasons = {reason for stage in manifest["stages"] for reason in stage["removed_by_reason"]}
+    assert reasons >= {"dedup:exact", "dedup:minhash", "decontamination:quiz"}
+
+
+def test_work_items_in_an_object_store(corpus):  # noqa: F811
     """Every intermediate file lies behind a URL; the documents come to the local folder, byte for byte."""
-    curate(config(corpus), tmp_path / "local", workers=1)
+    run(corpus, "local")
     store = "memory://bucket/curation"
-    curate(config(corpus, directory=store, beam_options=()), tmp_path / "remote")
-    assert tree(tmp_path / "local/documents") == tree(tmp_path / "remote/documents")
+    run(corpus, "remote", directory=store, beam_options=())
+    assert documents(corpus / "local") == documents(corpus / "remote")
     memory = fsspec.filesystem("memory")
     written = {path for path in memory.find("/bucket/curation") if path.endswith("manifest.json")}
-    assert len(written) == len(list((tmp_path / "local/curation").glob("*/*/manifest.json")))
+    assert len(written) == len(list((corpus / "local/curation").glob("*/*/manifest.json")))
     times = {path: memory.modified(path) for path in written}
-    (tmp_path / "remote/documents/manifest.json").unlink()
-    curate(config(corpus, directory=store, beam_options=()), tmp_path / "remote")
+    (corpus / "remote/documents/manifest.json").unlink()
+    run(corpus, "remote", directory=store, beam_options=())
     assert {path: memory.modified(path) for path in written} == times
     damaged = next(
         path for path in sorted(memory.find("/bucket/curation/filter")) if "kept" in path
     )
     memory.pipe_file(damaged, memory.cat_file(damaged)[::-1])
     memory.rm("/bucket/curation/finish", recursive=True)
-    (tmp_path / "remote/documents/manifest.json").unlink()
+    (corpus / "remote/documents/manifest.json").unlink()
     with pytest.raises(SmoljaxError, match=r"kept\.parquet is damaged"):
-        curate(config(corpus, directory=store, beam_options=()), tmp_path / "remote")
+        run(corpus, "remote", directory=store, beam_options=())
     memory.rm("/bucket", recursive=True)
 
 
