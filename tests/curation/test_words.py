@@ -63,7 +63,7 @@ PARTS = (
         "日本",
         "①",
     ),
-    *("IS_ALPHA", "NOUN", "ORTH"),
+    *("NOUN", "ORTH"),
 )
 
 

@@ -126,7 +126,7 @@ def assert_same(texts: list[str], language: str, preset: dict | None = None) -> 
 
 def _assert_equal(texts: list[str], found: list[Decision], expected: list[Decision]) -> None:
     for text, here, there in zip(texts, found, expected, strict=True):
-        assert here == there, text
+        assert (here, text) == (there, text)
 
 
 def _ours(names: tuple[str, ...], preset: dict, texts: list[str], language: str) -> list[Decision]:
@@ -172,5 +172,8 @@ def _decision(name: str, arguments: dict, text: str, language: str) -> Decision:
 def _oracle(name: str, arguments: tuple, language: str):
     # FineWeb's filter has no way to turn a rule off but a threshold that nothing reaches.
     off = 999 if name == "fineweb" else 0
-    translated = {ARGUMENTS[name][key]: off if value is None else value for key, value in arguments}
+    translated = {
+        ARGUMENTS[name][key]: off * (not key.startswith("min")) if value is None else value
+        for key, value in arguments
+    }
     return ORACLES[name](language=language, **translated)
