@@ -57,7 +57,7 @@ def c4(
             found["curly_bracket"] = found.get("curly_bracket", 0) + 1
         if not any(phrase in lower for phrase in _POLICIES):
             kept.append(line)
-    for reason in (*found, *({"lorem_ipsum", "curly_bracket"} - found.keys())):
+    for reason in dict.fromkeys((*found, "lorem_ipsum", "curly_bracket")):
         yield above(reason, found.get(reason, 0), 0)
     yield below(
         "few_sentences", sum(sentences.count(line, language) for line in kept), min_sentences
