@@ -10,6 +10,8 @@ _WIDTH, _HEIGHT = 640, 216
 _LEFT, _RIGHT, _TOP, _BOTTOM = 44, 12, 24, 30
 # Room that the label of a threshold takes.
 _LABEL = 160
+# Counts below this have ticks at 2 and 5 too.
+_FEW = 50
 
 
 def histogram(found: Mapping, *, bound: float, low: bool) -> Html:
@@ -83,13 +85,16 @@ def _heights(most: int) -> Callable[[int], float]:
 
 
 def _grid(height: Callable[[int], float], most: int) -> str:
+    steps = (1, 2, 5) if most < _FEW else (1,)
+    counts = [step * 10**power for power in range(len(str(most))) for step in steps]
     lines = []
-    for power in range(math.floor(math.log10(most)) + 1):
-        y = height(10**power)
-        lines.append(
-            f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
-            f'<text class="tick" x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{10**power:,}</text>'
-        )
+    for count in counts:
+        if count <= most:
+            y = height(count)
+            lines.append(
+                f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
+                f'<text class="tick" x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{count:,}</text>'
+            )
     return "".join(lines)
 
 

@@ -139,7 +139,7 @@ def _pages(documents: int) -> dict:
 def _amount(
     documents: int, size: int, sample: Sequence[Document], tokens: Mapping[str, int]
 ) -> dict:
-    """Documents and bytes as counted, tokens by the tokens of a byte in the sample."""
+    """Documents and bytes as counted, tokens by those of a byte in the sample as it was extracted."""
     sampled = sum(_size(document) for document in sample)
     estimate = round(size * sum(tokens[d.id] for d in sample) / sampled) if sampled else None
     return {"documents": documents, "bytes": size, "tokens": estimate if size else 0}

@@ -11,7 +11,7 @@ svg .tick { font-size: 11px; fill: var(--faint); } svg .label { font-size: 12px;
 svg .grid { stroke: var(--line); stroke-width: 0.6; } svg .axis { stroke: var(--faint); stroke-width: 0.8; }
 svg .bound { stroke: var(--removed); stroke-width: 1.6; stroke-dasharray: 5 3; } svg .area { fill: var(--removed); opacity: 0.07; }
 svg .inside { fill: var(--model); } svg .beyond { fill: var(--removed); } svg .all { opacity: 0.3; } svg .track { fill: var(--card); }
-svg.stage { display: block; width: 150px; height: 14px; border-radius: 3px; }
+svg.stage { display: block; width: 150px; height: 14px; margin-top: 4px; border-radius: 3px; }
 .key { display: inline-block; width: 0.8em; height: 0.8em; border-radius: 2px; margin: 0 0.2em 0 0.5em; }
 .key.inside { background: var(--model); } .key.beyond { background: var(--removed); } .key.all { opacity: 0.3; }
 .rule { display: grid; grid-template-columns: minmax(0, 1fr) 15rem; gap: 4px 24px; align-items: start; }
@@ -35,6 +35,8 @@ _UNITS = {
     "words": "Tokens are words between spaces, since there is no tokenizer yet",
 }
 _LINE = 110
+_REASONS = 8
+_SIZES = ((1, 1), (2, 2), (3, 3), (4, 4), (5, 9), (10, 99), (100, 999), (1_000, 10**9))
 
 
 def render(numbers: Mapping, title: str) -> str:
@@ -95,30 +97,36 @@ def _stage(preset: Mapping, name: str) -> Mapping:
 def _guide(numbers: Mapping) -> Html:
     limits = numbers["limits"]
     key = Html(
-        '<span class="key inside all"></span>pale: all documents that reach the stage;'
-        '<span class="key inside"></span>full: those that no other rule of the stage removes, so that full bars inside '
-        'of the threshold are kept, and full bars beyond it<span class="key beyond"></span>are removed by this rule alone.'
+        'In the histograms, <span class="key all inside"></span><span class="key all beyond"></span>pale bars are all documents '
+        'that reach the stage. Full bars are those that no other rule of the stage removes: <span class="key inside"></span>kept, '
+        '<span class="key beyond"></span>removed by this rule alone. Counts have a logarithmic axis.'
     )
-    return tag(
-        "details",
-        tag("summary", "How to read this page"),
-        html.paragraph(
-            "Counts of documents and bytes, and how many documents each reason removed, are those of the whole corpus. "
-            f"Histograms, and all that is said to be of the sample, come from at most {limits['sample_documents']:,} documents "
-            f"and {_megabytes(limits['sample_bytes'])} of text of each preset, drawn by the hash of their ids from at most "
-            f"{limits['work_items']} work items, before any filter. Intervals are Wilson's, at 95 %."
-        ),
-        html.paragraph(
-            "The documents that reach a stage are those that all stages before it kept. Removed: the rule is the first of its "
-            "stage to fail, which gives the reason. Beyond: on the wrong side of the threshold, whatever other rules say. "
-            "Alone: beyond this threshold and no other of the stage; so many documents would pass the stage if the rule were "
-            "off. A rule that removes much and little alone repeats what its neighbours say."
-        ),
-        tag("p", "In the histograms, ", key, " Counts have a logarithmic axis."),
-        html.paragraph(
-            "A threshold is too strict if the removed documents next to it read as well as those kept; it is too loose if "
-            "those kept next to it should go. Where the histogram is steep at the threshold, its exact value matters."
-        ),
+    return html.join(
+        [
+            tag("p", key),
+            html.folded(
+                "How to read this page",
+                "",
+                html.paragraph(
+                    "Counts of documents and bytes, and how many documents each reason removed, are those of the whole corpus. "
+                    f"Histograms, and all that is said to be of the sample, come from at most {limits['sample_documents']:,} "
+                    f"documents and {_megabytes(limits['sample_bytes'])} of text of each preset, drawn by the hash of their ids "
+                    f"from at most {limits['work_items']} work items, before any filter. Intervals are Wilson's, at 95 %."
+                ),
+                html.paragraph(
+                    "The documents that reach a stage are those that all stages before it kept. Removed: the rule is the first "
+                    "of its stage to fail, which gives the reason. Beyond: on the wrong side of the threshold, whatever other "
+                    "rules say. Alone: beyond this threshold and no other of the stage; so many documents would pass the stage "
+                    "if the rule were off. A rule that removes much and little alone repeats what its neighbours say."
+                ),
+                html.paragraph(
+                    "A threshold is too strict if the removed documents next to it read as well as those kept; it is too loose "
+                    "if those kept next to it should go. Where the histogram is steep at the threshold, its exact value matters. "
+                    "The removed documents nearest to a threshold come from the sample and from up to "
+                    f"{limits['drawn_by_reason']} more that were removed for this reason."
+                ),
+            ),
+        ]
     )
 
 
@@ -204,10 +212,34 @@ def _preset(number: int, name: str, preset: Mapping, numbers: Mapping) -> Html:
     )
     if preset["work_items_read"] < preset["work_items"]:
         text += f", drawn from {preset['work_items_read']} of {preset['work_items']:,} work items"
+    text += ". In the tables of rules, beyond, alone and the median are of the sample"
     stages = preset["stages"]
     shown = [_stage_section(f"{anchor}s{i}", s) for i, s in enumerate(stages) if _has_section(s)]
     table = _stage_table(stages, read, anchor)
-    return html.section(anchor, f"Preset {name}", html.paragraph(f"{text}."), table, *shown)
+    parts = [html.paragraph(f"{text}."), table, _reasons(stages, read, anchor), *shown]
+    return html.section(anchor, f"Preset {name}", *parts)
+
+
+def _reasons(stages: Sequence[Mapping], read: int, anchor: str) -> Html:
+    """The reasons that remove most, with links to their rules."""
+    found = [
+        (count, reason, f"{anchor}s{place}", stage)
+        for place, stage in enumerate(stages)
+        for reason, count in stage["removed_by_reason"].items()
+    ]
+    if not found:
+        return html.paragraph("Nothing was removed.", css="faint")
+    largest = sorted(found, key=lambda row: (-row[0], row[1]))[:_REASONS]
+    rows = []
+    for count, reason, at, stage in largest:
+        numbers = [i for i, rule in enumerate(stage["rules"]) if rule["reason"] == reason]
+        target = f"{at}r{numbers[0]}" if numbers else at
+        link = Html(f'<a href="#{target}">{html.text(reason)}</a>')
+        bar = charts.bar(0, count, largest[0][0])
+        alone = _share(stage["rules"][numbers[0]]["alone"]) if len(numbers) == 1 else "–"
+        rows.append([link, bar, count, html.Number(_percent(count, read)), html.Number(alone)])
+    columns = ["what removes most", "", "removed", "of all read", "alone, of the stage"]
+    return tag("div", html.table(columns, rows), css="stage-table")
 
 
 def _has_section(stage: Mapping) -> bool:
@@ -216,10 +248,10 @@ def _has_section(stage: Mapping) -> bool:
     return any(stage.get(name) for name in names)
 
 
-def _removes(removed: int, documents: int) -> str:
+def _removes(removed: int, reached: int) -> str:
     if not removed:
-        return f"removes none of {documents:,} documents"
-    return f"removes {removed:,} of {documents:,} documents, {_percent(removed, documents)}"
+        return f"removes none of {reached:,} documents"
+    return f"removes {removed:,} of {reached:,} documents, {_percent(removed, reached)}"
 
 
 def _stage_section(anchor: str, stage: Mapping) -> Html:
@@ -237,7 +269,11 @@ def _stage_section(anchor: str, stage: Mapping) -> Html:
         parts.append(_rule_table(anchor, stage))
         parts += [_rule(f"{anchor}r{i}", rule, stage) for i, rule in enumerate(stage["rules"])]
     shown = {rule["reason"] for rule in stage["rules"]}
-    parts += [_drawn(reason, stage) for reason in stage["drawn"] if reason not in shown]
+    parts += [
+        _drawn(reason, stage, documents)
+        for reason, documents in stage["drawn"].items()
+        if reason not in shown
+    ]
     if stage.get("cluster_sizes"):
         parts.append(_clusters(stage))
     return tag("div", *parts)
@@ -256,19 +292,21 @@ def _rule_table(anchor: str, stage: Mapping) -> Html:
     rows = []
     for number, rule in enumerate(stage["rules"]):
         link = Html(f'<a href="#{anchor}r{number}">{html.text(_name(rule))}</a>')
-        removed = rule["corpus"]["removed"]
+        removed, share = f"{rule['corpus']['removed']:,}", rule["corpus"]
+        if rule["languages"]:  # The corpus is counted over all languages.
+            removed, share = "–", {"removed": 0, "reached": 0}
         rows.append(
             [
                 link,
                 f"{rule['removes']} {charts.number_text(rule['bound'])}",
-                removed,
-                html.Number(_percent(removed, rule["corpus"]["reached"])),
+                html.Number(removed),
+                html.Number(_percent(share["removed"], share["reached"])),
                 html.Number(_share(rule["beyond"])),
                 html.Number(_share(rule["alone"])),
                 html.Number(charts.number_text(rule["quantiles"]["0.5"])),
             ]
         )
-    columns = ["rule", "removes", "removed", "of all", "beyond: sample", "alone", "median"]
+    columns = ["rule", "removes", "removed", "of all", "beyond", "alone", "median"]
     return html.table(columns, rows)
 
 
@@ -278,11 +316,16 @@ def _name(rule: Mapping) -> str:
 
 
 def _rule(anchor: str, rule: Mapping, stage: Mapping) -> Html:
-    removed = rule["corpus"]["removed"]
+    removed, note = rule["corpus"]["removed"], _removes(**rule["corpus"])
+    drawn = stage["drawn"].get(rule["reason"], [])
+    if rule["languages"]:
+        removed = rule["decides"]["documents"]
+        note = f"{_removes(removed, rule['measured'])} of the sample"
+        drawn = [d for d in drawn if (d["language"] or "") in rule["languages"]]
     title = tag(
         "summary",
         f"{_name(rule)}: {rule['removes']} {charts.number_text(rule['bound'])} ",
-        tag("span", _removes(removed, rule["corpus"]["reached"])),
+        tag("span", note),
     )
     chart = charts.histogram(rule["histogram"], bound=rule["bound"], low=rule["removes"] == "below")
     content = [
@@ -297,8 +340,8 @@ def _rule(anchor: str, rule: Mapping, stage: Mapping) -> Html:
             css="sides",
         ),
     ]
-    if stage["drawn"].get(rule["reason"]):
-        content.append(_drawn(rule["reason"], stage))
+    if drawn:
+        content.append(_drawn(rule["reason"], stage, drawn))
     opened = " open" if removed else ""
     return Html(f"<details{opened}>{title}{html.join(content)}</details>")
 
@@ -322,7 +365,7 @@ def _what_if(rule: Mapping) -> Html:
     return tag(
         "div",
         html.table([f"{rule['measured']:,} sampled", "share", "95 %"], facts),
-        html.table(["would be beyond", "a threshold of"], others),
+        html.table(["would be beyond", "if at"], others),
     )
 
 
@@ -335,22 +378,24 @@ def _side(title: str, documents: Sequence[Mapping], bound: float) -> Html:
     )
 
 
-def _drawn(reason: str, stage: Mapping) -> Html:
-    count = stage["removed_by_reason"].get(reason, 0)
-    documents = stage["drawn"][reason]
+def _drawn(reason: str, stage: Mapping, documents: Sequence[Mapping]) -> Html:
     return html.folded(
-        f"{reason}",
-        f"{len(documents)} of {count:,} removed documents, drawn by hash",
+        reason,
+        f"{len(documents)} of {stage['removed_by_reason'][reason]:,} removed documents, drawn by hash",
         *(_document(document) for document in documents),
     )
 
 
 def _clusters(stage: Mapping) -> Html:
-    sizes = [[int(size), count] for size, count in stage["cluster_sizes"].items()]
+    sizes: dict[str, int] = {}
+    for size, count in stage["cluster_sizes"].items():
+        first, last = next(ends for ends in _SIZES if int(size) <= ends[1])
+        name = f"{first:,}" if first == last else f"{first:,} to {last:,}"
+        sizes[name] = sizes.get(name, 0) + count
     return html.join(
         [
             tag("h4", "Clusters of duplicates, by how many documents each stands for"),
-            tag("div", html.table(["size", "clusters"], sizes), css="narrow"),
+            tag("div", html.table(["documents", "clusters"], list(sizes.items())), css="narrow"),
             html.folded(
                 "The largest clusters",
                 "the document that was kept of each",
@@ -371,7 +416,7 @@ def _document(document: Mapping) -> Html:
     note = f"also {', '.join(others)}" if others else ""
     facts = [document["source"], document["path"], document["url"], document["language"]]
     facts += [f"{document['characters']:,} characters", f"{document['words']:,} words"]
-    if document["cluster_size"]:
+    if (document["cluster_size"] or 1) > 1:
         facts.append(f"stands for {document['cluster_size']:,}")
     facts.append(document["id"])
     rest = document["characters"] - len(document["excerpt"])

@@ -88,7 +88,7 @@ def mixed(tmp_path_factory):
     (folder / "code" / "latin.py").write_bytes(b"# caf\xe9\n" * 30)
     recipe = material.write_recipe(
         folder,
-        f"Files('web', '{folder}/html/*', 'web')",
+        f"Files('web', '{folder}/html/*', 'fast')",
         f"Files('again', '{folder}/html/*', 'document')",
         f"Files('code', '{folder}/code/*', 'code')",
     )
@@ -112,15 +112,16 @@ def test_counts_are_those_of_the_manifest(mixed):
 
 
 def test_tokens_of_a_whole_sample_are_the_words_of_the_documents(mixed):
+    """Where no stage edits texts: tokens are estimated from what was extracted."""
     workdir, _, numbers = mixed
     words = sum(
         len(text.split())
         for part in ("train", "heldout")
-        for batch in read_documents(workdir, "web", part=part)
+        for batch in read_documents(workdir, "again", part=part)
         for text in batch.column("text").to_pylist()
     )
     assert numbers["tokens"] == "words"
-    assert numbers["presets"]["web"]["stages"][-1]["out"]["tokens"] == words > 0
+    assert numbers["presets"]["document"]["stages"][-1]["out"]["tokens"] == words > 0
 
 
 def test_each_rule_sees_the_documents_that_reach_its_stage(mixed):
@@ -214,6 +215,18 @@ def test_statistics_are_of_the_text_that_the_stage_saw(tmp_path):
     assert rule(numbers, "gopher_quality", "few_alphabetic_words")["quantiles"]["0.5"] == 11 / 12
     assert rule(numbers, "fineweb", "few_terminal_lines")["quantiles"]["0.5"] == 1.0
     assert stage(numbers, "symbol_lines")["edits"]["documents"] == 1
+
+
+def test_a_filter_that_edits_is_followed_too(tmp_path):
+    """C4 takes a line out; the filter behind it sees the rest, stripped."""
+    text = material.prose(1, sentences=6)
+    preset = BY_LENGTH | {
+        "order": ("extract", "c4", "length"),
+        "length": {"min_characters": 0, "max_characters": 9999},
+    }
+    numbers = run(tmp_path, [text + "Please turn on javascript in the browser.\n"], preset)
+    assert rule(numbers, "c4", "few_sentences")["quantiles"]["0.5"] == 6
+    assert rule(numbers, "length", "too_short")["quantiles"]["0.5"] == len(text.strip())
 
 
 def test_thresholds_by_language_are_drawn_apart(tmp_path):
