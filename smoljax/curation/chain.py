@@ -33,6 +33,8 @@ _FORMATTERS: dict[str, Callable[..., formatters.Formatter]] = {
     "pii": formatters.Pii,
     "symbol_lines": formatters.SymbolLines,
 }
+# Of these, one is made for each shard.
+_MADE = {"extract": extract.Extractor, **_FORMATTERS}
 _ON_PAGES = ("url",)
 # They run before the language is known, or on all documents alike.
 _NOT_BY_LANGUAGE = ("extract", "language", "decontamination", "dedup", *_FORMATTERS)
@@ -160,7 +162,9 @@ def _step(name: str, preset: Mapping) -> Step:
     if name in _FORMATTERS:
         formatter = _FORMATTERS[name](**arguments[None])
         return Step(name, functools.partial(_format, formatter), arguments, formatter.edits)
-    function = extract.extract if name == "extract" else _FILTERS[name]
+    if name == "extract":
+        return Step(name, extract.Extractor(**arguments[None]), arguments)
+    function = _FILTERS[name]
     reads_language = "language" in inspect.signature(function).parameters
     if len(arguments) == 1 and not reads_language:
         return Step(name, functools.partial(function, **arguments[None]), arguments)
@@ -213,9 +217,9 @@ def _check_arguments(field: str, name: str, arguments: Mapping) -> None:
                 "config.curation.decontamination_ngram"
             )
         return
-    function = extract.extract if name == "extract" else (_FILTERS | _FORMATTERS)[name]
+    function = _MADE.get(name) or _FILTERS[name]
     try:
-        if name in _FORMATTERS:
+        if name in _MADE:
             function(**arguments)
         else:
             inspect.signature(function).bind(None, **arguments)

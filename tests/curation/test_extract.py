@@ -1,9 +1,15 @@
 """Extraction on bytes written here, whose text is known."""
 
+import contextlib
+import signal
+import subprocess
+import sys
+
 import pyarrow as pa
 import pytest
 
-from smoljax.curation import extract, pdf, schema
+from smoljax.curation import chain, extract, pdf, schema
+from smoljax.errors import SmoljaxError
 from tests.curation import material
 
 
@@ -15,40 +21,9 @@ def raw(*documents: tuple[str, bytes]) -> pa.RecordBatch:
     return pa.RecordBatch.from_pylist(rows, schema=schema.RAW)
 
 
-def test_html_keeps_the_content_and_drops_the_frame():
-    text = extract.html_text(material.page(7).encode())
-    assert text.startswith("Report 7\n")
-    for line in material.prose(7).splitlines():
-        assert line.strip() in text
-    for debris in ("Home menu", "Imprint", "<"):
-        assert debris not in text
-
-
-def test_html_code_blocks_keep_their_lines():
-    page = b"<main><p>Before the code that follows here.</p><pre>if x:\n    return 1\n</pre></main>"
-    assert "if x:\n    return 1" in extract.html_text(page)
-
-
-def test_html_whose_class_names_look_like_debris_is_read_by_its_landmark():
-    inside = "".join(f"<p>{material.prose(i)}</p>" for i in range(5))
-    page = f"<body><div role=main class='related sidebar'>{inside}</div></body>"
-    assert material.prose(3).split("\n")[0].strip() in extract.html_text(page.encode())
-
-
-def test_html_repeated_captions_become_one():
-    captions = "<div>Storm over the harbour</div>" * 14
-    page = f"<main>{captions}<p>{material.prose(1)}</p></main>"
-    assert extract.html_text(page.encode()).count("Storm over the harbour") == 1
-
-
-def test_html_in_another_encoding():
-    page = "<meta charset=iso-8859-1><main><p>Die Größe der Öfen überrascht.</p></main>"
-    assert "Die Größe der Öfen überrascht." in extract.html_text(page.encode("iso-8859-1"))
-
-
 @pytest.mark.parametrize("kind", ["text/plain", "text/x-python"])
 def test_text_and_code_pass_unchanged_but_for_line_ends(kind):
-    kept, removed = extract.extract(raw((kind, "\ufeffa\r\nb\rc\n  d é\n".encode())))
+    kept, removed = extract.Extractor()(raw((kind, "\ufeffa\r\nb\rc\n  d é\n".encode())))
     assert kept.column("text").to_pylist() == ["a\nb\nc\n  d é\n"]
     assert kept.schema == schema.DOCUMENT
     assert removed.num_rows == 0
@@ -56,7 +31,7 @@ def test_text_and_code_pass_unchanged_but_for_line_ends(kind):
 
 def test_damaged_documents_are_removed_with_what_is_known():
     broken = material.pdf([["hello"]])[:200]
-    kept, removed = extract.extract(
+    kept, removed = extract.Extractor()(
         raw(
             ("text/plain", b"valid"),
             ("text/plain", b"in\xffvalid"),
@@ -140,3 +115,65 @@ def test_pdf_running_heads_and_page_numbers_go():
 def test_pdf_two_pages_alike_are_no_running_head():
     text = pdf.text(material.pdf([["A title", "One body."], ["A title", "Two body."]]))
     assert text.count("A title") == 2
+
+
+@pytest.mark.parametrize("html", ["resiliparse", "trafilatura", "fineweb"])
+def test_each_extractor_keeps_the_content_and_drops_the_frame(html):
+    kept, removed = extract.Extractor(html=html)(
+        raw(("text/html", material.page(3).encode()), ("text/html", b"<body></body>"))
+    )
+    (text,) = kept.column("text").to_pylist()
+    for line in material.prose(3).splitlines():
+        assert line.strip() in text
+    assert "Imprint" not in text
+    assert removed.column("reason").to_pylist() == ["extract:no_text"]
+
+
+def test_pages_beyond_a_bound_are_removed_by_its_name():
+    page = material.page(3).encode()
+    deep = b"<div>" * 600 + page
+    fonts = "".join(f"<p><font size={i}>x" for i in range(2000)).encode()
+    batch = raw(*(("text/html", content) for content in (page, page * 3, deep, fonts)))
+    _, removed = extract.Extractor(max_tags=page.count(b"<"))(batch)
+    assert removed.column("reason").to_pylist() == ["extract:too_many_tags"] * 3
+    _, removed = extract.Extractor()(batch)
+    assert removed.column("reason").to_pylist() == [
+        "extract:too_deep",
+        "extract:unclosed_formatting",
+    ]
+    _, removed = extract.Extractor(html="fineweb")(raw(("text/html", bytes(range(128, 256)))))
+    assert removed.column("reason").to_pylist() == ["extract:unknown_encoding"]
+
+
+def test_wrong_arguments_are_named():
+    with pytest.raises(SmoljaxError, match=r"extract.html is 'lynx': there are resiliparse, traf"):
+        chain.check("presets.web", {"order": ("extract",), "extract": {"html": "lynx"}})
+    with pytest.raises(SmoljaxError, match=r"presets.web.extract has .*'engine'"):
+        chain.check("presets.web", {"order": ("extract",), "extract": {"engine": "lynx"}})
+
+
+def test_a_document_that_runs_away_ends_the_run_by_name(monkeypatch):
+    def forever(content):
+        while True:
+            with contextlib.suppress(Exception):  # As libraries do it.
+                sum(range(1000))
+
+    monkeypatch.setattr(pdf, "text", forever)
+    batch = raw(("text/plain", b"x"), ("application/pdf", b"y"))
+    with pytest.raises(SmoljaxError, match=r"source 's': p1 was not extracted after 0\.2 seconds"):
+        extract.Extractor(max_seconds=0.2)(batch)
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+
+
+def test_resiliparse_does_not_load_trafilatura():
+    script = (
+        "import sys\nfrom smoljax.curation import extract\n"
+        "from tests.curation.test_extract import raw\n"
+        "extract.Extractor()(raw(('text/html', b'<p>x')))\n"
+        "print({'trafilatura', 'lxml'} & set(sys.modules))\n"
+        "sys.modules['trafilatura'] = None\n"
+        "extract.Extractor(html='trafilatura')(raw(('text/html', b'<p>x')))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.stdout.strip() == "set()"
+    assert "'trafilatura', which is not installed" in done.stderr

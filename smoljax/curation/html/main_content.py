@@ -1,0 +1,66 @@
+"""Main content by resiliparse: fast, with what menus, forms and themes leave behind taken out."""
+
+import itertools
+import re
+from collections.abc import Iterable
+
+from resiliparse.extract.html2text import extract_plain_text
+from resiliparse.parse.html import HTMLParserException, HTMLTree
+
+from smoljax.curation.html import bounds, characters
+
+# What themes put into the page beside its content and main-content extraction leaves in.
+_SKIPPED = [
+    "script, style, noscript, template, svg, iframe, form, button, select",
+    "nav, [role=navigation], [role=search], [aria-hidden=true]",
+    "a.headerlink, .toctree-wrapper, .sphinxsidebar, .viewcode-back",
+]
+# Where a page itself says what its main content is.
+_LANDMARKS = "main, [role=main], article"
+# Below this share of the landmark's text, the heuristics have thrown the content away with the frame.
+_LEAST_SHARE = 0.25
+_BLANK_LINES = re.compile(r"\n{3,}")
+
+
+def text(content: bytes, *, max_tags: int) -> str:
+    """Main content of an HTML page, with paragraphs, lists and code blocks on their own lines.
+
+    Raises:
+      DamagedPage: "unreadable_html", when no parser can make sense of the bytes, or a bound that the page breaks.
+    """
+    bounds.check_tags(content, max_tags)
+    bounds.check_formatting(content)
+    page = characters.declared(content)
+    try:
+        tree = HTMLTree.parse(page)
+        bounds.check_depth(content, tree)
+        text = _plain(tree, main_content=True)
+        landmark = tree.body and tree.body.query_selector(_LANDMARKS)
+        if landmark and len(text) < _LEAST_SHARE * len(landmark.text):
+            declared = _plain(HTMLTree.parse(landmark.html), main_content=False)
+            if len(text) < _LEAST_SHARE * len(declared):
+                text = declared
+    except HTMLParserException as error:
+        raise bounds.DamagedPage("unreadable_html") from error
+    lines = (line.rstrip() for line in text.replace("¶", "").split("\n"))
+    text = _BLANK_LINES.sub("\n\n", _without_repeats(lines)).strip("\n")
+    return text and text + "\n"
+
+
+def _without_repeats(page: Iterable[str]) -> str:
+    """The lines as text; of a line that stands three times running or more (captions of a slide show), leaves one."""
+    lines = []
+    for line, run in itertools.groupby(page):
+        count = len(list(run))
+        lines += [line] * (1 if line and count >= 3 else count)
+    return "\n".join(lines)
+
+
+def _plain(html: HTMLTree, *, main_content: bool) -> str:
+    return extract_plain_text(
+        html,
+        main_content=main_content,
+        preserve_formatting=True,
+        alt_texts=False,
+        skip_elements=_SKIPPED,
+    )
