@@ -1,9 +1,9 @@
 """The whole path in one command: `python -m smoljax.flow --config=configs/quickstart.py --workdir=runs/quickstart`.
 
-Documents, tokenizer, shards, training, evaluation, samples, report: each step is the verb that a person would call
-(its command is printed first). A step is skipped while its settings, its inputs and its outputs are unchanged; delete
-an output and just that, and what changes with it, is made again. Outputs of older settings are moved to
-WORKDIR/superseded, never deleted. Interrupt at any moment; the same command goes on. Exit codes as of the verbs.
+Documents, tokenizer, shards, curation report, training, evaluation, samples, report: each step is the verb that a
+person would call (its command is printed first). A step is skipped while its settings, its inputs and its outputs are
+unchanged; delete an output and just that, and what changes with it, is made again. Outputs of older settings are moved
+to WORKDIR/superseded, never deleted. Interrupt at any moment; the same command goes on. Exit codes as of the verbs.
 """
 
 import dataclasses
@@ -58,6 +58,13 @@ STEPS = (
         ("shards",),
         ("documents", "tokenizer"),
         ("shards",),
+    ),
+    Step(
+        "curation_report",
+        ("curate", "--only=report"),
+        ("curation", "tokenizer"),
+        ("documents", "tokenizer"),
+        ("curation_report.html", "curation_report.json"),
     ),
     Step(
         "train",

@@ -31,7 +31,7 @@ def made(result):
     """The steps that were made, not skipped."""
     assert result.returncode == 0, result.stderr[-3000:]
     lines = [line for line in result.stdout.splitlines() if line.startswith("[")]
-    assert len(lines) == 7
+    assert len(lines) == 8
     return [line.split()[1].rstrip(":") for line in lines if not line.endswith("up to date")]
 
 
@@ -43,6 +43,7 @@ def finished(tmp_path_factory):
         "documents",
         "tokenizer",
         "shards",
+        "curation_report",
         "train",
         "evaluate",
         "generate",
@@ -75,6 +76,7 @@ def test_a_second_run_makes_nothing(finished):
         ("tokenizer/tokenizer.model", ["tokenizer"]),
         ("documents/code/train/00000.parquet", ["documents"]),
         ("shards/code/1.0.0/manifest.json", ["shards"]),
+        ("curation_report.html", ["curation_report"]),
     ],
 )
 def test_a_lost_output_is_made_again_and_nothing_else(finished, lost, again):
