@@ -59,7 +59,7 @@ def _count(codes, properties):
 @functools.cache
 def _properties() -> np.ndarray:
     """uint8 [code points]."""
-    characters = list(map(chr, range(sys.maxunicode + 1)))
-    alphabetic = np.fromiter(map(str.isalpha, characters), np.uint8, len(characters))
-    symbols = np.fromiter(map(SYMBOLS.__contains__, characters), np.uint8, len(characters))
+    count = sys.maxunicode + 1
+    alphabetic = np.fromiter(map(str.isalpha, map(chr, range(count))), np.uint8, count)
+    symbols = np.fromiter(map(SYMBOLS.__contains__, map(chr, range(count))), np.uint8, count)
     return alphabetic * _ALPHABETIC + (1 - symbols) * _NO_SYMBOL

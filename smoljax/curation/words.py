@@ -10,6 +10,7 @@ What is remembered is bounded, and no result depends on it. (One of datatrove's 
 
 import functools
 import re
+from collections.abc import Iterator
 
 from smoljax.curation.word_rules import LANGUAGES, Rules
 from smoljax.errors import SmoljaxError, require
@@ -51,9 +52,20 @@ class _Chunks:
             new = self._learn({chunk for chunk, known in zip(chunks, found) if known is None})
             found = [new[c] if f is None else f for c, f in zip(chunks, found)]
         if None in found or any(map(text.__contains__, self._rules.spaced)):
-            found = [self._run(run) for run in BREAK.split(text)]
-            return "\n".join(filter(None, found))
+            return "\n".join(filter(None, self._runs(text, found)))
         return "\n".join(found)
+
+    def _runs(self, text: str, found: list[str | None]) -> Iterator[str]:
+        """The words of each run of chunks that are parted by single spaces."""
+        start = 0
+        for run in BREAK.split(text):
+            chunks = run.split()
+            known = found[start : start + len(chunks)]
+            start += len(chunks)
+            if None in known or any(map(run.__contains__, self._rules.spaced)):
+                yield self._merged(chunks, known)
+            else:
+                yield "\n".join(known)
 
     def _learn(self, chunks: set[str]) -> dict[str, str | None]:
         """The words of new chunks; None of those that have to be seen with their neighbours."""
@@ -73,13 +85,12 @@ class _Chunks:
         )
         return new
 
-    def _run(self, run: str) -> str:
-        """The words of chunks that are parted by single spaces, with the special cases among them."""
+    def _merged(self, chunks: list[str], known: list[str | None]) -> str:
+        """The words of a run, with the special cases among them."""
         tokens: list[str] = []
         spaces: list[bool] = []
-        for chunk in run.split():
-            known = self._known.get(chunk)
-            tokens += self._rules.cut(chunk) if known is None else known.split("\n")
+        for chunk, joined in zip(chunks, known):
+            tokens += self._rules.cut(chunk) if joined is None else joined.split("\n")
             spaces += [False] * (len(tokens) - len(spaces) - 1) + [True]
         return "\n".join(self._rules.merge(tokens, spaces))
 
