@@ -31,6 +31,7 @@ EXTRAS = {
         "pypdfium2>=4.30",
         "xxhash>=3.5",
         "fsspec>=2024.6",
+        "aiohttp>=3.9",  # by which fsspec opens http(s)://
         "numba>=0.61",
         "ftfy>=6.3",
         "tldextract>=5.3",
@@ -41,6 +42,7 @@ EXTRAS = {
     "sweep": ["optuna>=4.5"],
     "flow": ["metaflow>=2.15"],
     "beam": ["apache-beam>=2.66"],
+    "dataflow": ["apache-beam[gcp]>=2.66", "gcsfs>=2024.6"],
     "gcs": ["gcsfs>=2024.6"],
     "plan": ["jax[tpu]"],  # JAX names the libtpu that fits it.
     "tpu": ["jax[tpu]"],

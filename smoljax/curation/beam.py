@@ -29,20 +29,23 @@ def run(
       options: Beam's flags ("--runner=DataflowRunner", "--project=..."); () runs in this process.
 
     Raises:
-      SmoljaxError: an item failed (the first one's message), `directory` is local while the workers are not, or
-        Apache Beam is not installed.
+      SmoljaxError: an item failed (the first one's message), an option is not Beam's, `directory` is local while the
+        workers are not, or Apache Beam is not installed.
     """
     beam = require("apache_beam", extra="beam")
     from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
     from apache_beam.runners.runner import PipelineState
 
     given = PipelineOptions([*(options or _IN_PROCESS)])
+    _refuse_unknown(given)
     runner = given.view_as(StandardOptions).runner or ""
     if runner not in _LOCAL_RUNNERS and not storage.is_remote(directory):
         raise SmoljaxError(
             f"config.curation.directory is {directory!r}, a local folder, while Beam's runner {runner} works on "
             "other machines: set it to a folder of an object store, such as gs://bucket/curation"
         )
+    if runner == "DataflowRunner":
+        require("apitools", extra="dataflow")
     pipeline = beam.Pipeline(options=given)
     _ = (
         pipeline
@@ -70,6 +73,17 @@ def run(
         raise
     for item in waiting:
         raise SmoljaxError(_why(item, directory))
+
+
+def _refuse_unknown(given) -> None:
+    """Beam would run without the options that it does not know: with fewer machines, or in another place."""
+    known = given.get_all_options(drop_default=True)
+    unknown = given.get_all_options(drop_default=True, retain_unknown_options=True).keys() - known
+    if unknown:
+        raise SmoljaxError(
+            f"config.curation.beam_options has {', '.join(sorted(unknown))}, which Beam does not know: see its "
+            "documentation of the runner's options"
+        )
 
 
 def _run(pickled: bytes, directory: str) -> None:

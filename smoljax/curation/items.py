@@ -8,6 +8,7 @@ for workers on many machines, in an object store (any URL of fsspec's).
 import json
 import shutil
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -80,7 +81,7 @@ def finished(item: WorkItem, directory: str) -> dict | None:
 def verified(folder: str, name: str) -> Path:
     """A file of a finished item, on the local disk, after its content was compared with the manifest.
 
-    A remote file is fetched to this process's scratch folder, where it stays until `forget_fetched`.
+    A remote file is fetched to this thread's scratch folder, where it stays until `forget_fetched`.
 
     Raises:
       SmoljaxError: the file is missing or was changed.
@@ -99,20 +100,19 @@ def verified(folder: str, name: str) -> Path:
 
 def forget_fetched() -> None:
     """Removes what `verified` brought from an object store."""
-    global _scratch
-    if _scratch is not None:
-        shutil.rmtree(_scratch, ignore_errors=True)
-        _scratch = None
+    if hasattr(_fetched_by, "scratch"):
+        shutil.rmtree(_fetched_by.scratch, ignore_errors=True)
+        del _fetched_by.scratch
 
 
-_scratch: Path | None = None
+# By the thread: a worker of Beam's may run several items at once, each of which forgets what it fetched.
+_fetched_by = threading.local()
 
 
 def _fetched(folder: str, name: str) -> Path:
-    global _scratch
-    if _scratch is None:
-        _scratch = Path(tempfile.mkdtemp(prefix="smoljax-fetched-"))
-    path = _scratch / f"{xxhash.xxh3_64_hexdigest(folder)}-{name}"
+    if not hasattr(_fetched_by, "scratch"):
+        _fetched_by.scratch = Path(tempfile.mkdtemp(prefix="smoljax-fetched-"))
+    path = _fetched_by.scratch / f"{xxhash.xxh3_64_hexdigest(folder)}-{name}"
     storage.download(f"{folder}/{name}", path)
     return path
 

@@ -1,5 +1,6 @@
 """Apache Beam's runner inside this process: the same bytes as the process pool, errors in one line, remote folders."""
 
+import importlib.util
 import json
 
 import fsspec
@@ -76,6 +77,24 @@ def test_a_local_folder_is_refused_for_workers_elsewhere(tmp_path):
             stage="test",
             beam_options=("--runner=DataflowRunner", "--project=p", "--temp_location=gs://b/t"),
         )
+
+
+def test_an_option_that_beam_does_not_know_is_refused(tmp_path):
+    with pytest.raises(SmoljaxError, match="beam_options has num_worker, which Beam does not know"):
+        runner.run(
+            [item("a")],
+            tmp_path,
+            workers=1,
+            stage="test",
+            beam_options=("--runner=FnApiRunner", "--num_worker=3"),
+        )
+
+
+@pytest.mark.skipif(importlib.util.find_spec("apitools") is not None, reason="Dataflow could start")
+def test_dataflow_without_its_packages_names_the_extra():
+    options = ("--runner=DataflowRunner", "--project=p", "--temp_location=gs://b/t")
+    with pytest.raises(SmoljaxError, match=r'pip install "smoljax\[dataflow\]"'):
+        runner.run([item("a")], "memory://b/c", workers=1, stage="test", beam_options=options)
 
 
 def test_the_documents_of_a_run_on_beam_are_listed_in_the_manifest(tmp_path):

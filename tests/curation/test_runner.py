@@ -3,7 +3,9 @@
 import json
 import os
 import signal
+import threading
 
+import fsspec
 import pytest
 
 from smoljax.curation import items as work_items
@@ -73,6 +75,21 @@ def test_a_worker_that_is_killed_is_named_with_its_input(tmp_path):
     ):
         runner.run([item("x", die), item("y", die)], tmp_path, workers=2, stage="test")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_one_thread_fetched_another_does_not_remove():
+    """A worker of Beam's may run several items at once."""
+    memory = fsspec.filesystem("memory")
+    folder = "memory://threads/step"
+    work_items.run_item(item("a"), folder)
+    fetched = work_items.verified(f"{folder}/a", "out.txt")
+    other = threading.Thread(target=work_items.run_item, args=(item("b"), folder))
+    other.start()
+    other.join()
+    assert fetched.read_text() == "text a"
+    work_items.forget_fetched()
+    assert not fetched.exists()
+    memory.rm("/threads", recursive=True)
 
 
 def test_verified_names_a_changed_file(tmp_path):
