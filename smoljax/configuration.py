@@ -17,6 +17,7 @@ SECTIONS = {
     "curation": "smoljax.curation:CurationConfig",
     "quality": "smoljax.quality.config:QualityConfig",
     "tokenizer": "smoljax.tokens.config:TokenizerConfig",
+    "shards": "smoljax.tokens.config:ShardsConfig",
     "data": "smoljax.input_pipeline:MixtureConfig",
     "model": "smoljax.model:ModelConfig",
     "mesh": "smoljax.parallel:MeshConfig",

@@ -122,6 +122,7 @@ def _shards(config: dict, workdir: Path) -> None:
         _tokenizer_config(config).load(workdir),
         block_tokens=sizes.block_tokens,
         tokens_per_file=sizes.tokens_per_file,
+        rehydrate=sizes.rehydrate,
     )
     for source, manifest in manifests.items():
         counts = manifest["splits"]

@@ -244,6 +244,7 @@ def _tokenize(
         sources=list(curated["sources"]),
         block_tokens=sizes.block_tokens,
         tokens_per_file=sizes.tokens_per_file,
+        rehydrate=sizes.rehydrate,
     )
 
 

@@ -39,7 +39,10 @@ class ShardsConfig:
     Attributes:
       block_tokens: tokens of a block, the unit that is read at once; a sequence cannot be longer.
       tokens_per_file: tokens after which a new file is begun.
+      rehydrate: repeat documents of the train split by the size of their cluster of near-duplicates
+        (smoljax.tokens.rehydration).
     """
 
     block_tokens: int = BLOCK_TOKENS
     tokens_per_file: int = TOKENS_PER_FILE
+    rehydrate: bool = False

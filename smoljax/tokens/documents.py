@@ -1,12 +1,16 @@
 """Curated documents (Parquet) to token shards, source by source."""
 
 import hashlib
+import itertools
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+
+import numpy as np
 
 from smoljax.errors import SmoljaxError, require
 from smoljax.progress import Progress
+from smoljax.tokens.rehydration import rehydration_weights
 from smoljax.tokens.shards import (
     BLOCK_TOKENS,
     SPLITS,
@@ -63,6 +67,7 @@ def tokenize_documents(
     sources: Iterable[str] | None = None,
     block_tokens: int = BLOCK_TOKENS,
     tokens_per_file: int = TOKENS_PER_FILE,
+    rehydrate: bool = False,
     num_threads: int | None = None,
 ) -> dict[str, dict]:
     """Writes the shards of every source; a source whose documents, tokenizer and sizes are unchanged is skipped.
@@ -73,6 +78,8 @@ def tokenize_documents(
       tokenizer: made by `smoljax.tokens.tokenizer.load`.
       sources: names to tokenize; all by default.
       block_tokens, tokens_per_file, num_threads: see `write_shards`.
+      rehydrate: repeat the documents of the train split by their column cluster_size (`rehydration_weights`; once
+        where it is null): all of them once, then those that come again, and so on, so that copies lie far apart.
 
     Returns:
       the manifest of each source.
@@ -92,13 +99,20 @@ def tokenize_documents(
     manifests = {}
     for name in names:
         directory = Path(documents_dir) / name
-        progress = Progress(f"tokenize {name}", _count(directory), unit="documents")
+        weights = _weights(directory) if rehydrate else None
+        count = _count(directory) if weights is None else sum(int(w.sum()) for w in weights)
+        progress = Progress(f"tokenize {name}", count, unit="documents")
+        train = (
+            _read_split(directory, "train")
+            if weights is None
+            else _read_rehydrated(directory, weights)
+        )
         manifests[name] = write_shards(
-            (document for split in SPLITS for document in _read_split(directory, split)),
+            itertools.chain(train, _read_split(directory, "heldout")),
             shards_dir,
             tokenizer,
             source=name,
-            inputs_fingerprint=_fingerprint(directory),
+            inputs_fingerprint=_fingerprint(directory, rehydrate),
             block_tokens=block_tokens,
             tokens_per_file=tokens_per_file,
             num_threads=num_threads,
@@ -115,7 +129,7 @@ def _files(directory: Path, split: str) -> list[Path]:
     return sorted((directory / split).glob("*.parquet"))
 
 
-def _open(path: Path) -> object:
+def _open(path: Path, columns: Sequence[str] = ("id", "text")) -> object:
     parquet = require("pyarrow.parquet", extra="data")
     try:
         file = parquet.ParquetFile(path)
@@ -123,7 +137,7 @@ def _open(path: Path) -> object:
         raise SmoljaxError(
             f"{path} is not a Parquet file ({error}): curate this source again"
         ) from error
-    for column in ("id", "text"):
+    for column in columns:
         if column not in file.schema_arrow.names:
             raise SmoljaxError(
                 f"{path} has no column {column!r}, only {', '.join(file.schema_arrow.names)}: "
@@ -141,6 +155,34 @@ def _read_split(directory: Path, split: str) -> Iterator[tuple[str, str, str]]:
                     yield split, document_id, text
 
 
+def _read_rehydrated(
+    directory: Path, weights: Sequence[np.ndarray]
+) -> Iterator[tuple[str, str, str]]:
+    """The train split in rounds: a document is in as many of the first ones as its weight says."""
+    paths = _files(directory, "train")
+    for done in range(max((int(w.max(initial=0)) for w in weights), default=0)):
+        for path, of_file in zip(paths, weights, strict=True):
+            if of_file.max(initial=0) <= done:
+                continue
+            start = 0
+            with _open(path) as file:
+                for batch in file.iter_batches(_ROWS, columns=["id", "text"]):
+                    wanted = np.flatnonzero(of_file[start : start + batch.num_rows] > done)
+                    start += batch.num_rows
+                    for row in batch.take(wanted).to_pylist():
+                        yield "train", row["id"], row["text"]
+
+
+def _weights(directory: Path) -> list[np.ndarray]:
+    """Of each file of the train split, int8 [rows]: how often its documents are read."""
+    found = []
+    for path in _files(directory, "train"):
+        with _open(path, ("cluster_size",)) as file:
+            sizes = file.read(["cluster_size"]).column(0).fill_null(1).to_numpy()
+        found.append(rehydration_weights(sizes).astype(np.int8))
+    return found
+
+
 def _count(directory: Path) -> int:
     total = 0
     for split in SPLITS:
@@ -150,8 +192,8 @@ def _count(directory: Path) -> int:
     return total
 
 
-def _fingerprint(directory: Path) -> str:
-    digest = hashlib.sha256()
+def _fingerprint(directory: Path, rehydrate: bool) -> str:
+    digest = hashlib.sha256(b"rehydrated\n" if rehydrate else b"")
     for split in SPLITS:
         for path in _files(directory, split):
             digest.update(f"{split}/{path.name} {file_sha256(path)}\n".encode())
