@@ -17,7 +17,7 @@ svg.stage { display: block; width: 150px; height: 14px; margin-top: 4px; border-
 .rule { display: grid; grid-template-columns: minmax(0, 1fr) 15rem; gap: 4px 24px; align-items: start; }
 .rule figure { margin: 8px 0 0; }
 .rule table { font-size: 0.84rem; } .rule td, .rule th { padding: 3px 9px 3px 0; }
-@media (max-width: 760px) { .rule { grid-template-columns: minmax(0, 1fr); } }
+@media screen and (max-width: 760px) { .rule { grid-template-columns: minmax(0, 1fr); } }
 .sides { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(340px, 100%), 1fr)); gap: 4px 20px; }
 .sides h4, h4 { margin: 12px 0 4px; font-size: 0.9rem; }
 .document { padding: 6px 10px; margin: 6px 0; font-size: 0.88rem; } .document summary { font-weight: 400; }
@@ -27,7 +27,9 @@ svg.stage { display: block; width: 150px; height: 14px; margin-top: 4px; border-
 .stage-table td, .stage-table th { padding-right: 12px; }
 .narrow table { width: auto; font-size: 0.84rem; } .narrow td, .narrow th { padding-top: 3px; padding-bottom: 3px; }
 .stage-table .scroll { margin: 8px 0; }
-@media print { main { max-width: none; padding: 0; } details.document { break-inside: avoid; } }
+@media print { html { font-size: 65%; } body { font-size: 10.5px; } main { max-width: none; padding: 0; }
+  .card b { font-size: 1.5rem; } svg.stage { width: 90px; } figure svg { min-width: 0; }
+  .document pre { max-height: none; overflow: visible; } details.document { break-inside: avoid; } }
 """
 _COLUMNS = ("documents", "bytes", "tokens")
 _UNITS = {

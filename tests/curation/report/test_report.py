@@ -37,11 +37,14 @@ def write_rows(folder: Path, texts: list[str]) -> str:
     return f"Files('rows', '{path}', 'p')"
 
 
-def run(folder: Path, texts: list[str], preset: dict, **changes) -> dict:
+def run(
+    folder: Path, texts: list[str], preset: dict, *, evaluation_sets: dict | None = None, **changes
+) -> dict:
     """Curates the texts with one preset in folder/run, and returns the numbers of the report."""
     recipe = material.write_recipe(folder, write_rows(folder / "in", texts))
     values = {"presets": {"p": preset}, "heldout_fraction": 0.1} | changes
-    curate(CurationConfig(recipe, **values), folder / "run", workers=1)
+    config = CurationConfig(recipe, **values)
+    curate(config, folder / "run", evaluation_sets=evaluation_sets, workers=1)
     return written(folder / "run")
 
 
@@ -227,6 +230,33 @@ def test_a_filter_that_edits_is_followed_too(tmp_path):
     numbers = run(tmp_path, [text + "Please turn on javascript in the browser.\n"], preset)
     assert rule(numbers, "c4", "few_sentences")["quantiles"]["0.5"] == 6
     assert rule(numbers, "length", "too_short")["quantiles"]["0.5"] == len(text.strip())
+
+
+@pytest.mark.parametrize(
+    "order", [("extract", "length", "dedup"), ("extract", "decontamination", "length")]
+)
+def test_decontamination_stands_where_it_ran(tmp_path, order):
+    """Before "dedup" where the preset does not name it; its hits are in the report."""
+    line = material.prose(1).splitlines()[0]
+    (tmp_path / "exam.jsonl").write_text(json.dumps({"question": line}) + "\n")
+    preset = BY_LENGTH | {"order": order, "length": {"min_characters": 0, "max_characters": 9999}}
+    preset = {name: preset[name] for name in ("order", *order) if name in preset}
+    texts = [material.prose(1), *(f"{n} of no exam" * 9 for n in range(5))]
+    numbers = run(tmp_path, texts, preset, evaluation_sets={"exam": f"{tmp_path}/exam.jsonl"})
+    names = [s["name"] for s in numbers["presets"]["p"]["stages"]]
+    assert (
+        names
+        == {
+            "dedup": ["read", "extract", "length", "decontamination", "dedup"],
+            "length": ["read", "extract", "decontamination", "length"],
+        }[order[-1]]
+    )
+    found = stage(numbers, "decontamination")
+    assert found["removed_by_reason"] == {"decontamination:exam": 1}
+    assert found["drawn"]["decontamination:exam"][0]["excerpt"].startswith(line)
+    assert numbers["decontamination"]["sets"]["exam"]["items_hit"] == 1
+    assert rule(numbers, "length", "too_short")["measured"] == (6 if order[-1] == "dedup" else 5)
+    assert "Decontamination" in "".join(Parsed((tmp_path / "run" / report.PAGE).read_text()).texts)
 
 
 def test_thresholds_by_language_are_drawn_apart(tmp_path):
