@@ -16,9 +16,9 @@
 #                          COPY . /smoljax
 #                          RUN pip install '/smoljax[data,gcs]'
 #   --requirements=FILE  instead: each worker installs these packages and this checkout (setup.py) when it starts. To make one:
-#                          python -c "import importlib.metadata as m; print(*(r.partition(';')[0] for r in m.requires('smoljax')
-#                            if 'data' in r.partition(';')[2] or 'gcs' in r.partition(';')[2]), sep='\n')" > requirements.txt
-#   --machine=TYPE       of a worker (n2-standard-4); each core works on one shard, and needs 4 GB
+#                          python -c 'import importlib.metadata as m; print(*(r.partition(";")[0] for r in m.requires("smoljax")
+#                            if r.endswith(("\"data\"", "\"gcs\""))), sep="\n")' > requirements.txt
+#   --machine=TYPE       of a worker (n2-standard-4); each core works on one shard
 #   --workers=N          to begin with (2)
 #   --max-workers=N      never more (50): what this may cost is bounded by it
 #   --autoscaling=A      throughput (default): Dataflow chooses between 1 and --max-workers; none: always --workers
@@ -28,7 +28,7 @@
 #   --                   what follows goes to smoljax.curate unchanged
 #
 # First: pip install -e '.[data,dataflow,train]'; gcloud auth application-default login. Each step of curation is one Dataflow job,
-# which takes some minutes to start. Ctrl-C cancels the job; the same command goes on from what is done. Exit codes: those of
+# which takes a while to start. Ctrl-C cancels the job; the same command goes on from what is done. Exit codes: those of
 # smoljax.curate. Flink and Spark are chosen by the same field: --config.curation.beam_options="('--runner=FlinkRunner',
 # '--flink_master=HOST:8081', '--environment_type=DOCKER', '--environment_config=IMAGE')", or '--runner=SparkRunner' and
 # '--spark_master_url=spark://HOST:7077'.
