@@ -4,6 +4,7 @@ import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 
+from smoljax.curation.report import amounts
 from smoljax.report_page import Html, text
 
 _WIDTH, _HEIGHT = 640, 216
@@ -40,7 +41,7 @@ def histogram(found: Mapping, *, bound: float, low: bool) -> Html:
                     f'width="{max(0.8, place(stop) - x - 1):.1f}" height="{_HEIGHT - _BOTTOM - y:.1f}"/>'
                 )
     parts += [_axis(found, place, bound, low), _threshold(at, bound, low)]
-    label = f"histogram with the threshold {number_text(bound)}"
+    label = f"histogram with the threshold {amounts.number(bound)}"
     return Html(
         f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{text(label)}">{"".join(parts)}</svg>'
     )
@@ -56,18 +57,6 @@ def bar(kept: int, removed: int, total: int) -> Html:
         f'<rect class="inside" width="{first:.2f}" height="12"/>'
         f'<rect class="beyond" x="{first:.2f}" width="{second:.2f}" height="12"/></svg>'
     )
-
-
-def number_text(value: float | None, *, beside: float | None = None) -> str:
-    """A number in as many digits as a reader needs, and as many as tell it from the number beside it."""
-    if value is None:
-        return "–"
-    if (float(value).is_integer() and abs(value) < 1e15) or abs(value) >= 1000:
-        return f"{value:,.0f}"
-    texts = (f"{value:.{digits}g}" for digits in range(3, 17))
-    if beside is None or value == beside:
-        return next(texts)
-    return next(t for t in texts if float(t) != beside and (float(t) < beside) == (value < beside))
 
 
 def _places(edges: Sequence[float], scale: str) -> Callable[[float], float]:
@@ -110,7 +99,9 @@ def _threshold(at: float, bound: float, low: bool) -> str:
     side = "end" if low else "start"
     x = at - 6 if low else at + 6
     label = (
-        f"← removed below {number_text(bound)}" if low else f"removed above {number_text(bound)} →"
+        f"← removed below {amounts.number(bound)}"
+        if low
+        else f"removed above {amounts.number(bound)} →"
     )
     if (x if low else _WIDTH - x) < _LABEL:
         side, x = ("start", at + 6) if low else ("end", at - 6)
@@ -131,7 +122,7 @@ def _axis(found: Mapping, place: Callable[[float], float], bound: float, low: bo
         x = place(value) + shift
         if _LEFT - 1 <= x <= _WIDTH - _RIGHT + 1:
             parts.append(
-                f'<text class="tick" x="{x:.1f}" y="{y + 16}" text-anchor="middle">{number_text(value)}</text>'
+                f'<text class="tick" x="{x:.1f}" y="{y + 16}" text-anchor="middle">{amounts.number(value)}</text>'
             )
     return "".join(parts + _overflow(found))
 
@@ -142,10 +133,10 @@ def _overflow(found: Mapping) -> list[str]:
     y = _HEIGHT - 4
     notes = []
     if least is not None and least < edges[0]:
-        notes.append(f'<text class="tick" x="{_LEFT}" y="{y}">from {number_text(least)}</text>')
+        notes.append(f'<text class="tick" x="{_LEFT}" y="{y}">from {amounts.number(least)}</text>')
     if greatest is not None and greatest > edges[-1]:
         notes.append(
-            f'<text class="tick" x="{_WIDTH - _RIGHT}" y="{y}" text-anchor="end">up to {number_text(greatest)}</text>'
+            f'<text class="tick" x="{_WIDTH - _RIGHT}" y="{y}" text-anchor="end">up to {amounts.number(greatest)}</text>'
         )
     return notes
 

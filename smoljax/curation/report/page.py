@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 
 from smoljax import report_page as html
-from smoljax.curation.report import charts
+from smoljax.curation.report import amounts, charts, stage_page
 from smoljax.report_page import Html, tag
 
 _STYLE = """
@@ -36,9 +36,8 @@ _UNITS = {
     "tokens": "Tokens are those of the run's tokenizer",
     "words": "Tokens are words between spaces, since there is no tokenizer yet",
 }
-_LINE = 110
+# Of the reasons that remove most, how many are listed.
 _REASONS = 8
-_SIZES = ((1, 1), (2, 2), (3, 3), (4, 4), (5, 9), (10, 99), (100, 999), (1_000, 10**9))
 
 
 def render(numbers: Mapping, title: str) -> str:
@@ -75,9 +74,12 @@ def _cards(numbers: Mapping) -> Html:
     return html.cards(
         [
             (f"{read:,}", "documents read"),
-            (f"{kept['documents']:,}", f"documents kept, {_percent(kept['documents'], read)}"),
-            (_megabytes(kept["bytes"]), f"of text kept, out of {_megabytes(before)}"),
-            (_count(kept["tokens"]), f"{numbers['tokens']} kept, estimated"),
+            (
+                f"{kept['documents']:,}",
+                f"documents kept, {amounts.percent(kept['documents'], read)}",
+            ),
+            (amounts.megabytes(kept["bytes"]), f"of text kept, out of {amounts.megabytes(before)}"),
+            (amounts.count(kept["tokens"]), f"{numbers['tokens']} kept, estimated"),
         ]
     )
 
@@ -112,7 +114,7 @@ def _guide(numbers: Mapping) -> Html:
                 html.paragraph(
                     "Counts of documents and bytes, and how many documents each reason removed, are those of the whole corpus. "
                     f"Histograms, and all that is said to be of the sample, come from at most {limits['sample_documents']:,} "
-                    f"documents and {_megabytes(limits['sample_bytes'])} of text of each preset, drawn by the hash of their ids "
+                    f"documents and {amounts.megabytes(limits['sample_bytes'])} of text of each preset, drawn by the hash of their ids "
                     f"from at most {limits['work_items']} work items, before any filter. Intervals are Wilson's, at 95 %."
                 ),
                 html.paragraph(
@@ -147,7 +149,7 @@ def _all_stages(numbers: Mapping) -> Html:
             source["train"]["documents"],
             source["heldout"]["documents"],
             source["removed"],
-            html.Number(_megabytes(source["train"]["bytes"] + source["heldout"]["bytes"])),
+            html.Number(amounts.megabytes(source["train"]["bytes"] + source["heldout"]["bytes"])),
         ]
         for name, source in numbers["sources"].items()
     ]
@@ -183,7 +185,7 @@ def _stage_table(stages: Sequence[Mapping], read: int, anchor: str | None) -> Ht
     for place, stage in enumerate(stages):
         before, after = stage["in"], stage["out"]
         name = html.text(stage["name"])
-        if anchor is not None and _has_section(stage):
+        if anchor is not None and stage_page.has_section(stage):
             name = Html(f'<a href="#{anchor}s{place}">{name}</a>')
         rows.append(
             [
@@ -191,12 +193,12 @@ def _stage_table(stages: Sequence[Mapping], read: int, anchor: str | None) -> Ht
                 charts.bar(after["documents"], stage["removed"], read),
                 before["documents"],
                 stage["removed"],
-                html.Number(_percent(stage["removed"], before["documents"])),
+                html.Number(amounts.percent(stage["removed"], before["documents"])),
                 after["documents"],
-                html.Number(_megabytes(before["bytes"]).removesuffix(" MB")),
-                html.Number(_megabytes(after["bytes"]).removesuffix(" MB")),
-                html.Number(_count(before["tokens"])),
-                html.Number(_count(after["tokens"])),
+                html.Number(amounts.megabytes(before["bytes"]).removesuffix(" MB")),
+                html.Number(amounts.megabytes(after["bytes"]).removesuffix(" MB")),
+                html.Number(amounts.count(before["tokens"])),
+                html.Number(amounts.count(after["tokens"])),
             ]
         )
     columns = ["stage", "of all documents", "in", "removed", "", "out", "MB in", "MB out"]
@@ -210,13 +212,17 @@ def _preset(number: int, name: str, preset: Mapping, numbers: Mapping) -> Html:
     sample = preset["sample"]
     text = (
         f"Sources: {', '.join(preset['sources'])}. The sample has {sample['documents']:,} of {preset['extracted']:,} extracted "
-        f"documents, {_megabytes(sample['bytes'])} of text"
+        f"documents, {amounts.megabytes(sample['bytes'])} of text"
     )
     if preset["work_items_read"] < preset["work_items"]:
         text += f", drawn from {preset['work_items_read']} of {preset['work_items']:,} work items"
     text += ". In the tables of rules, beyond, alone and the median are of the sample"
     stages = preset["stages"]
-    shown = [_stage_section(f"{anchor}s{i}", s) for i, s in enumerate(stages) if _has_section(s)]
+    shown = [
+        stage_page.section(f"{anchor}s{i}", s)
+        for i, s in enumerate(stages)
+        if stage_page.has_section(s)
+    ]
     table = _stage_table(stages, read, anchor)
     parts = [html.paragraph(f"{text}."), table, _reasons(stages, read, anchor), *shown]
     return html.section(anchor, f"Preset {name}", *parts)
@@ -238,224 +244,9 @@ def _reasons(stages: Sequence[Mapping], read: int, anchor: str) -> Html:
         target = f"{at}r{numbers[0]}" if numbers else at
         link = Html(f'<a href="#{target}">{html.text(reason)}</a>')
         bar = charts.bar(0, count, largest[0][0])
-        alone = _share(stage["rules"][numbers[0]]["alone"]) if len(numbers) == 1 else "–"
-        rows.append([link, bar, count, html.Number(_percent(count, read)), html.Number(alone)])
+        alone = amounts.share(stage["rules"][numbers[0]]["alone"]) if len(numbers) == 1 else "–"
+        rows.append(
+            [link, bar, count, html.Number(amounts.percent(count, read)), html.Number(alone)]
+        )
     columns = ["what removes most", "", "removed", "of all read", "alone, of the stage"]
     return tag("div", html.table(columns, rows), css="stage-table")
-
-
-def _has_section(stage: Mapping) -> bool:
-    """Whether there is more to say of a stage than its line in the table."""
-    names = ("rules", "drawn", "edits", "languages", "clusters")
-    return any(stage.get(name) for name in names)
-
-
-def _removes(removed: int, reached: int) -> str:
-    if not removed:
-        return f"removes none of {reached:,} documents"
-    return f"removes {removed:,} of {reached:,} documents, {_percent(removed, reached)}"
-
-
-def _stage_section(anchor: str, stage: Mapping) -> Html:
-    note = _removes(stage["removed"], stage["in"]["documents"])
-    heading = Html(
-        f'<h3 id="{anchor}">{html.text(stage["name"])} <span class="faint">{html.text(note)}</span></h3>'
-    )
-    parts = [heading]
-    if stage["edits"]:
-        edits = ", ".join(f"{kind} {count:,}" for kind, count in stage["edits"].items())
-        parts.append(html.paragraph(f"Edited: {edits}."))
-    if stage.get("languages"):
-        parts.append(_languages(stage))
-    if stage["rules"]:
-        parts.append(_rule_table(anchor, stage))
-        parts += [_rule(f"{anchor}r{i}", rule, stage) for i, rule in enumerate(stage["rules"])]
-    shown = {rule["reason"] for rule in stage["rules"]}
-    parts += [
-        _drawn(reason, stage, documents)
-        for reason, documents in stage["drawn"].items()
-        if reason not in shown
-    ]
-    if stage.get("cluster_sizes"):
-        parts.append(_clusters(stage))
-    return tag("div", *parts)
-
-
-def _languages(stage: Mapping) -> Html:
-    rows = [
-        [row["language"] or "none", row["documents"], row["kept"], row["median_score"]]
-        for row in stage["languages"]
-    ]
-    columns = ["language, in the sample", "documents", "kept", "median score"]
-    return tag("div", html.table(columns, rows), css="narrow")
-
-
-def _rule_table(anchor: str, stage: Mapping) -> Html:
-    rows = []
-    for number, rule in enumerate(stage["rules"]):
-        link = Html(f'<a href="#{anchor}r{number}">{html.text(_name(rule))}</a>')
-        removed, share = f"{rule['corpus']['removed']:,}", rule["corpus"]
-        if rule["languages"]:  # The corpus is counted over all languages.
-            removed, share = "–", {"removed": 0, "reached": 0}
-        rows.append(
-            [
-                link,
-                f"{rule['removes']} {charts.number_text(rule['bound'])}",
-                html.Number(removed),
-                html.Number(_percent(share["removed"], share["reached"])),
-                html.Number(_share(rule["beyond"])),
-                html.Number(_share(rule["alone"])),
-                html.Number(charts.number_text(rule["quantiles"]["0.5"])),
-            ]
-        )
-    columns = ["rule", "removes", "removed", "of all", "beyond", "alone", "median"]
-    return html.table(columns, rows)
-
-
-def _name(rule: Mapping) -> str:
-    languages = ", ".join(code or "no language" for code in rule["languages"])
-    return f"{rule['rule']} ({languages})" if languages else rule["rule"]
-
-
-def _rule(anchor: str, rule: Mapping, stage: Mapping) -> Html:
-    removed, note = rule["corpus"]["removed"], _removes(**rule["corpus"])
-    drawn = stage["drawn"].get(rule["reason"], [])
-    if rule["languages"]:
-        removed = rule["decides"]["documents"]
-        note = f"{_removes(removed, rule['measured'])} of the sample"
-        drawn = [d for d in drawn if (d["language"] or "") in rule["languages"]]
-    title = tag(
-        "summary",
-        f"{_name(rule)}: {rule['removes']} {charts.number_text(rule['bound'])} ",
-        tag("span", note),
-    )
-    chart = charts.histogram(rule["histogram"], bound=rule["bound"], low=rule["removes"] == "below")
-    content = [
-        Html(f'<div class="rule" id="{anchor}">'),
-        tag("div", html.figure(chart), _quantiles(rule)),
-        _what_if(rule),
-        Html("</div>"),
-        tag(
-            "div",
-            _side("Kept, nearest to the threshold", rule["nearest"]["kept"], rule["bound"]),
-            _side("Removed, nearest to the threshold", rule["nearest"]["removed"], rule["bound"]),
-            css="sides",
-        ),
-    ]
-    if drawn:
-        content.append(_drawn(rule["reason"], stage, drawn))
-    opened = " open" if removed else ""
-    return Html(f"<details{opened}>{title}{html.join(content)}</details>")
-
-
-def _quantiles(rule: Mapping) -> Html:
-    columns = [f"{100 * float(q):g} %" for q in rule["quantiles"]]
-    values = [html.Number(charts.number_text(value)) for value in rule["quantiles"].values()]
-    return html.table(["quantile", *columns], [["value", *values]])
-
-
-def _what_if(rule: Mapping) -> Html:
-    """What the rule does to the sample, and what other thresholds would do."""
-    facts = [
-        [name, html.Number(_share(rule[name])), html.Number(_interval(rule[name]))]
-        for name in ("beyond", "alone")
-    ]
-    others = [
-        [f"{100 * row['share']:g} %", html.Number(charts.number_text(row["bound"]))]
-        for row in rule["bounds"]
-    ]
-    return tag(
-        "div",
-        html.table([f"{rule['measured']:,} sampled", "share", "95 %"], facts),
-        html.table(["would be beyond", "if at"], others),
-    )
-
-
-def _side(title: str, documents: Sequence[Mapping], bound: float) -> Html:
-    found = [_document(document | {"bound": bound}) for document in documents]
-    return tag(
-        "div",
-        tag("h4", title),
-        *(found or [html.paragraph("none in the sample", css="faint")]),
-    )
-
-
-def _drawn(reason: str, stage: Mapping, documents: Sequence[Mapping]) -> Html:
-    return html.folded(
-        reason,
-        f"{len(documents)} of {stage['removed_by_reason'][reason]:,} removed documents, drawn by hash",
-        *(_document(document) for document in documents),
-    )
-
-
-def _clusters(stage: Mapping) -> Html:
-    sizes: dict[str, int] = {}
-    for size, count in stage["cluster_sizes"].items():
-        first, last = next(ends for ends in _SIZES if int(size) <= ends[1])
-        name = f"{first:,}" if first == last else f"{first:,} to {last:,}"
-        sizes[name] = sizes.get(name, 0) + count
-    return html.join(
-        [
-            tag("h4", "Clusters of duplicates, by how many documents each stands for"),
-            tag("div", html.table(["documents", "clusters"], list(sizes.items())), css="narrow"),
-            html.folded(
-                "The largest clusters",
-                "the document that was kept of each",
-                *(_document(document) for document in stage["clusters"]),
-            ),
-        ]
-    )
-
-
-def _document(document: Mapping) -> Html:
-    """A line that opens to the text."""
-    first = " ".join(document["excerpt"].split())
-    value = document.get("value")
-    words = []
-    if value is not None:
-        words = [tag("b", charts.number_text(value, beside=document["bound"]))]
-    others = document.get("also_removed_by", [])
-    note = f"also {', '.join(others)}" if others else ""
-    facts = [document["source"], document["path"], document["url"], document["language"]]
-    facts += [f"{document['characters']:,} characters", f"{document['words']:,} words"]
-    if (document["cluster_size"] or 1) > 1:
-        facts.append(f"stands for {document['cluster_size']:,}")
-    facts.append(document["id"])
-    rest = document["characters"] - len(document["excerpt"])
-    text = document["excerpt"] + (f" … ({rest:,} more characters)" if rest else "")
-    line = first[:_LINE] + ("…" if len(first) > _LINE else "") or document["path"]
-    return tag(
-        "details",
-        tag("summary", *words, tag("span", line), *([" ", tag("em", note)] if note else [])),
-        html.paragraph(" · ".join(fact for fact in facts if fact), css="origin"),
-        html.preformatted(text) if document["excerpt"] else "",
-        css="document",
-    )
-
-
-def _share(share: Mapping) -> str:
-    return "–" if share["share"] is None else f"{100 * share['share']:.1f} %"
-
-
-def _interval(share: Mapping) -> str:
-    if share["share"] is None or share["low"] == share["high"]:
-        return "–"
-    return f"{100 * share['low']:.1f} to {100 * share['high']:.1f}"
-
-
-def _percent(part: int, whole: int) -> str:
-    return f"{100 * part / whole:.1f} %" if whole else "–"
-
-
-def _megabytes(size: int | None) -> str:
-    return "–" if size is None else f"{size / 1e6:,.2f} MB"
-
-
-def _count(value: int | None) -> str:
-    """A number of tokens, in three digits."""
-    if value is None:
-        return "–"
-    for unit, name in ((10**9, "B"), (10**6, "M"), (10**3, "k")):
-        if value >= unit:
-            return f"{value / unit:.3g} {name}"
-    return str(value)
