@@ -187,7 +187,16 @@ def test_only_what_has_changed_is_scored_again(workdir, encoder):
     lost = next((workdir / "quality" / "scores").glob("topics-train-*"))
     shutil.rmtree(lost)
     shutil.rmtree(workdir / "selected")
+    # What SIGKILL leaves at each of the three places where something is written.
+    left = [
+        workdir / "quality" / "scores" / f".{lost.name}.1.tmp",
+        workdir / "quality" / "select" / ".topics-00000.1.tmp",
+        workdir / ".selected.1.tmp",
+    ]
+    for folder in left:
+        folder.mkdir()
     run(QualityConfig(encoder), workdir)
+    assert not any(folder.exists() for folder in left)
     changed = {
         name.split("/")[0]
         for name, when in mtimes(workdir / "quality" / "scores").items()
