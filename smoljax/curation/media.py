@@ -23,6 +23,8 @@ _DOCUMENTS = {
 # Longest ending first where one is the end of another.
 _CONTAINERS = (
     (".warc.gz", "warc_gz"),
+    (".warc.wet.gz", "warc_gz"),
+    (".warc.wet", "warc"),
     (".warc", "warc"),
     (".jsonl.gz", "jsonl_gz"),
     (".jsonl.zst", "jsonl_zst"),

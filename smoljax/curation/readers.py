@@ -179,6 +179,8 @@ def _read_warc(piece: Piece, max_bytes: int) -> Iterator[Document]:
             compressed=piece.format == "warc_gz",
             max_bytes=max_bytes,
         ):
+            if piece.media_type not in (None, record.media_type) and record.damage is None:
+                continue
             path = f"{piece.name}#{record.offset} {record.uri}".rstrip()
             yield Document(
                 path, record.media_type, record.content, record.damage, record.uri or None
@@ -221,19 +223,19 @@ def _json_document(path: str, piece: Piece, line: bytes) -> Document:
         return Document(path, piece.media_type, damage="invalid_utf8")
     except ValueError:
         return Document(path, piece.media_type, damage="invalid_json")
-    text = row.get(piece.text_field) if isinstance(row, dict) else None
-    return _text_document(path, piece.media_type, text)
+    row = row if isinstance(row, dict) else {}
+    return _text_document(path, piece, row.get(piece.text_field), row.get(piece.url_field))
 
 
-def _text_document(path: str, media_type: str, text: object) -> Document:
-    if isinstance(text, bytes):
-        return Document(path, media_type, text)
-    if not isinstance(text, str):
-        return Document(path, media_type, damage="no_text_field")
+def _text_document(path: str, piece: Piece, text: object, url: object) -> Document:
+    if not isinstance(text, str | bytes):
+        return Document(path, piece.media_type, damage="no_text_field")
     try:
-        return Document(path, media_type, text.encode("utf-8"))
+        content = text if isinstance(text, bytes) else text.encode("utf-8")
+        url = url if isinstance(url, str) and url.encode("utf-8") else None
     except UnicodeEncodeError:  # JSON can write half of a surrogate pair, which is no text.
-        return Document(path, media_type, damage="invalid_unicode")
+        return Document(path, piece.media_type, damage="invalid_unicode")
+    return Document(path, piece.media_type, content, url=url)
 
 
 def _read_parquet(piece: Piece, max_bytes: int) -> Iterator[Document]:
@@ -246,14 +248,16 @@ def _read_parquet(piece: Piece, max_bytes: int) -> Iterator[Document]:
                     f"{piece.path} has no column {piece.text_field!r}: it has {', '.join(names)}; "
                     "set the source's text_field"
                 )
+            columns = [piece.text_field, *({piece.url_field} & set(names))]
             for group in range(
                 piece.start, table.num_row_groups if piece.stop is None else piece.stop
             ):
                 row = 0
-                for batch in table.iter_batches(64, [group], [piece.text_field]):
-                    for text in batch.column(0).to_pylist():
+                for batch in table.iter_batches(64, [group], columns):
+                    for values in batch.to_pylist():
                         path = f"{piece.name}#{group}.{row}"
-                        yield _text_document(path, piece.media_type, text)
+                        text, url = values[piece.text_field], values.get(piece.url_field)
+                        yield _text_document(path, piece, text, url)
                         row += 1
     except (pa.ArrowException, OSError):
         yield Document(piece.name, piece.media_type, damage="unreadable_parquet")
@@ -270,8 +274,7 @@ def _read_tfds(piece: Piece, max_bytes: int) -> Iterator[Document]:
                     f"dataset {piece.path!r} has no feature {piece.text_field!r}: "
                     f"it has {', '.join(sorted(row))}; set the source's text_field"
                 )
-            text = row[piece.text_field]
-            yield _text_document(f"{piece.name}#{number}", piece.media_type, text)
+            yield _text_document(f"{piece.name}#{number}", piece, row[piece.text_field], None)
 
 
 def _tfds_builder(dataset: str, directory: str):

@@ -16,7 +16,7 @@ class Piece:
         record belongs to the piece in which it begins. `stop` None is the end.
       size: bytes, about.
       version: changes when the content does.
-      text_field: the column or key that holds the text, in record formats.
+      text_field, url_field: the columns or keys that hold the text and its address, in record formats.
       directory, split: of a TFDS dataset.
     """
 
@@ -29,6 +29,7 @@ class Piece:
     size: int
     version: str
     text_field: str
+    url_field: str = ""
     directory: str = ""
     split: str = ""
 

@@ -22,8 +22,10 @@ class Files:
       pattern: a path, a folder (read whole) or a glob; local or an fsspec URL (gs://bucket/*.warc.gz).
       preset: which stages its documents pass ("fast", "document", "code", ...).
       exclude: patterns of names to leave out, matched against the name under the fixed folder (`*` crosses "/").
-      media_type: of the documents; None tells it from each file's ending.
+      media_type: of the documents; None tells it from each file's ending. Of a WARC file, whose records tell it
+        themselves, only the documents of this type are read.
       text_field: the column or key with the text, in JSONL and Parquet files.
+      url_field: the same for the page's address, which the filter "url" looks at; it may be missing.
     """
 
     name: str
@@ -32,6 +34,7 @@ class Files:
     exclude: tuple[str, ...] = ()
     media_type: str | None = None
     text_field: str = "text"
+    url_field: str = "url"
 
     def pieces(self, shard_bytes: int) -> Iterable[Piece]:
         """Every piece of the source, none larger than about `shard_bytes` where the format can be cut."""
@@ -52,6 +55,7 @@ class Files:
                     size=size,
                     version=file.version,
                     text_field=self.text_field,
+                    url_field=self.url_field,
                 )
 
 

@@ -11,6 +11,17 @@ from smoljax import files
 from smoljax.errors import SmoljaxError
 
 _MAGIC = frozenset("*?[")
+# What tells versions of a file apart, as the file systems of Google, Amazon, the web and this machine call it.
+_VERSIONS = ("etag", "ETag", "md5Hash", "Content-MD5", "mtime", "LastModified", "created")
+# Protocol -> what pip installs for it.
+_PACKAGES = {
+    "gs": '"smoljax[gcs]"',
+    "gcs": '"smoljax[gcs]"',
+    "s3": "s3fs",
+    "http": "aiohttp",
+    "https": "aiohttp",
+    "hf": "huggingface_hub",
+}
 
 
 @dataclass(frozen=True)
@@ -143,7 +154,8 @@ def _list_local(pattern: str) -> list[File]:
 
 def _list_remote(pattern: str) -> list[File]:
     filesystem, bare = _filesystem(pattern)
-    if filesystem.isdir(bare):
+    on_web = pattern.startswith(("http://", "https://"))  # Where each page would pass for a folder.
+    if bare.endswith("/") if on_web else filesystem.isdir(bare):
         root, found = bare, filesystem.find(bare, detail=True)
     elif _MAGIC & set(bare):
         root, found = _fixed_part(bare), filesystem.glob(bare, detail=True)
@@ -153,10 +165,7 @@ def _list_remote(pattern: str) -> list[File]:
     files = []
     for path, info in found.items():
         if info["type"] == "file":
-            version = next(
-                (str(info[key]) for key in ("etag", "md5Hash", "mtime", "created") if key in info),
-                "",
-            )
+            version = next((str(info[key]) for key in _VERSIONS if key in info), "")
             name = path.removeprefix(root).lstrip("/")
             files.append(File(filesystem.unstrip_protocol(path), name, info["size"], version))
     return files
@@ -168,11 +177,8 @@ def _filesystem(path: str) -> tuple:
     try:
         return fsspec.core.url_to_fs(path)
     except (ImportError, ValueError) as error:
-        protocol = path.partition("://")[0]
-        extra = {"gs": "gcs", "gcs": "gcs"}.get(protocol)
-        hint = (
-            f'run `pip install "smoljax[{extra}]"`' if extra else "install fsspec's package for it"
-        )
+        package = _PACKAGES.get(path.partition("://")[0])
+        hint = f"run `pip install {package}`" if package else "fsspec knows no such protocol"
         raise SmoljaxError(f"cannot open {path!r} ({error}): {hint}") from error
 
 

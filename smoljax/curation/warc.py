@@ -1,9 +1,16 @@
-"""WARC files: the HTML and PDF payloads of response, resource and conversion records.
+"""WARC files: the HTML and PDF payloads of response and resource records, and the texts of conversion records (WET).
+
+HTML is found by the rules of datatrove 0.10's WarcReader: the type that the crawler identified, or, where it says
+nothing, what the content looks like. Wider than there, on purpose: PDFs, resource records (files that were
+archived without a server), and pages without a tag at their beginning whose server calls them HTML.
+`Files(..., media_type="text/html")` leaves the PDFs out.
 
 A gzip member holds one record, so a compressed file can be entered anywhere: search the next member whose
 content begins with "WARC/". That is also how reading goes on behind a damaged record.
 """
 
+import io
+import re
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,6 +28,12 @@ _MEDIA_TYPES = {
     "application/pdf": "application/pdf",
     "text/plain": "text/plain",
 }
+# How a page begins (WHATWG, MIME Sniffing, 7.1).
+_HTML = re.compile(
+    rb"(\xef\xbb\xbf)?[\t\n\f\r ]*<"
+    rb"(!--|(!doctype html|html|head|script|iframe|h1|div|font|table|a|style|title|b|body|br|p)[ >])",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True)
@@ -102,13 +115,45 @@ def _payload(record: WarcRecord, max_bytes: int) -> Record | None:
     declared = record.headers.get("Content-Type") or ""
     if declared.startswith("application/http"):
         try:
-            record.set_bytes_content(block)
-            record.parse_http(auto_decode="all")
-            declared = record.http_content_type or ""
-            block = record.reader.read()
+            declared, block = _unpacked(block)
         except (OSError, ValueError):
             return Record(offset, uri, media.UNKNOWN, b"", "damaged_payload")
-    media_type = _MEDIA_TYPES.get(declared.partition(";")[0].strip().lower())
+    media_type = _media_type(record, declared, block)
     if media_type is None:
         return None
     return Record(offset, uri, media_type, block, None if block else "empty")
+
+
+def _unpacked(block: bytes) -> tuple[str, bytes]:
+    """(Content-Type, payload) of an HTTP response, decompressed and put together.
+
+    A crawler may have done so and left the headers as they were: what does not unpack and begins like a page is one.
+    """
+    # As an archive of its own: an error in a record ends the reading of the file that it lies in.
+    head = b"WARC/1.0\r\nWARC-Type: response\r\nContent-Type: application/http\r\nContent-Length: %d\r\n\r\n"
+    archive = ArchiveIterator(io.BytesIO(head % len(block) + block), parse_http=False)
+    response = next(archive)
+    try:
+        response.parse_http(auto_decode="all")
+        return response.http_content_type or "", response.reader.read()
+    except (OSError, ValueError):
+        packed = block.partition(b"\r\n\r\n")[2]
+        if _HTML.match(packed):
+            return "text/html", packed
+        raise
+
+
+def _media_type(record: WarcRecord, declared: str, content: bytes) -> str | None:
+    """Media type of a payload; None for those that are no documents."""
+    named = record.headers.get("WARC-Identified-Payload-Type")
+    if named is None:
+        named = declared
+        if record.record_type != WarcRecordType.conversion:
+            if _HTML.match(content):
+                return "text/html"
+            if content.startswith(b"%PDF-"):
+                return "application/pdf"
+    found = _MEDIA_TYPES.get(named.partition(";")[0].strip().lower())
+    if found == "text/plain" and record.record_type == WarcRecordType.response:
+        return None
+    return found
