@@ -2,11 +2,13 @@
 
 import functools
 import re
-import sys
 import unicodedata
 
 from smoljax.curation.words import BREAK, joined_words
 from smoljax.errors import require
+
+# Behind Unicode's first two planes there is no punctuation.
+_PLANES = 0x20000
 
 
 def count(text: str, language: str) -> int:
@@ -23,9 +25,7 @@ def count(text: str, language: str) -> int:
 def _ends() -> re.Pattern:
     """Matches, in words joined by line breaks, the words from the end of one sentence to the beginning of the next."""
     marks = require("spacy", extra="data").pipeline.Sentencizer.default_punct_chars
-    punctuation = [
-        chr(code) for code in range(sys.maxunicode + 1) if unicodedata.category(chr(code))[0] == "P"
-    ]
+    punctuation = [c for c in map(chr, range(_PLANES)) if unicodedata.category(c)[0] == "P"]
     either = f"[{_class(punctuation)}]+|[{_class(marks)}]"
     return re.compile(rf"^[{_class(marks)}](?:\n(?:{either})$)*+(?=\n)", re.MULTILINE)
 

@@ -87,10 +87,9 @@ class Rules:
 
     def has_cases(self, tokens: list[str]) -> bool:
         """Whether special cases among the words of a chunk would change them."""
-        found = not self._alone.isdisjoint(tokens) or any(
-            pair in self._pairs for pair in itertools.pairwise(tokens)
-        )
-        return found and self.merge(tokens, [False] * len(tokens)) != tokens
+        if self._alone.isdisjoint(tokens) and self._pairs.isdisjoint(itertools.pairwise(tokens)):
+            return False
+        return self.merge(tokens, [False] * len(tokens)) != tokens
 
     def merge(self, tokens: list[str], spaces: Sequence[bool]) -> list[str]:
         """Words of chunks in which special cases are found: the longest first, then the leftmost.

@@ -39,7 +39,10 @@ def joined_words(text: str, language: str) -> str:
 
 
 class _Chunks:
-    """What whitespace-separated chunks of a language become: their words, joined by "\\n"."""
+    """What whitespace-separated chunks of a language become: their words, joined by "\n".
+
+    A chunk whose words special cases would change is "\\n" instead, as it has to be seen with its neighbours.
+    """
 
     def __init__(self, language: str):
         self._rules = Rules(language)
@@ -51,46 +54,53 @@ class _Chunks:
         if None in found:
             new = self._learn({chunk for chunk, known in zip(chunks, found) if known is None})
             found = [new[c] if f is None else f for c, f in zip(chunks, found)]
-        if None in found or any(map(text.__contains__, self._rules.spaced)):
-            return "\n".join(filter(None, self._runs(text, found)))
-        return "\n".join(found)
+        joined = "\n".join(found)
+        if not self._has_cases(joined, text):
+            return joined
+        return "\n".join(filter(None, self._lines(text, found)))
 
-    def _runs(self, text: str, found: list[str | None]) -> Iterator[str]:
-        """The words of each run of chunks that are parted by single spaces."""
-        start = 0
-        for run in BREAK.split(text):
-            chunks = run.split()
-            known = found[start : start + len(chunks)]
-            start += len(chunks)
-            if None in known or any(map(run.__contains__, self._rules.spaced)):
-                yield self._merged(chunks, known)
-            else:
-                yield "\n".join(known)
+    def _has_cases(self, joined: str, text: str) -> bool:
+        """Whether words of a text, joined, may not be its words yet."""
+        return (
+            joined[:1] == "\n"
+            or "\n\n" in joined
+            or any(map(text.__contains__, self._rules.spaced))
+        )
 
-    def _learn(self, chunks: set[str]) -> dict[str, str | None]:
-        """The words of new chunks; None of those that have to be seen with their neighbours."""
-        new: dict[str, str | None] = {}
+    def _learn(self, chunks: set[str]) -> dict[str, str]:
+        """The words of new chunks."""
+        new: dict[str, str] = {}
         for chunk in chunks:
             tokens = self._rules.cut(chunk)
             if len(tokens) == 1:
                 new[chunk] = chunk
             else:
-                new[chunk] = None if self._rules.has_cases(tokens) else "\n".join(tokens)
+                new[chunk] = "\n" if self._rules.has_cases(tokens) else "\n".join(tokens)
         if len(self._known) + len(new) > _CAPACITY:
             self._known.clear()
-        self._known.update(
-            (chunk, joined)
-            for chunk, joined in new.items()
-            if joined is not None and len(chunk) <= _LONGEST
-        )
+        self._known.update((c, joined) for c, joined in new.items() if len(c) <= _LONGEST)
         return new
 
-    def _merged(self, chunks: list[str], known: list[str | None]) -> str:
-        """The words of a run, with the special cases among them."""
+    def _lines(self, text: str, found: list[str]) -> Iterator[str]:
+        """The words of each line, with the special cases among them."""
+        start = 0
+        for line in text.split("\n"):
+            known = found[start : start + len(line.split())]
+            joined = "\n".join(known)
+            if self._has_cases(joined, line):
+                for run in BREAK.split(line):
+                    chunks = run.split()
+                    yield self._merged(chunks, found[start : start + len(chunks)])
+                    start += len(chunks)
+            else:
+                yield joined
+                start += len(known)
+
+    def _merged(self, chunks: list[str], known: list[str]) -> str:
         tokens: list[str] = []
         spaces: list[bool] = []
         for chunk, joined in zip(chunks, known):
-            tokens += self._rules.cut(chunk) if joined is None else joined.split("\n")
+            tokens += self._rules.cut(chunk) if joined[0] == "\n" else joined.split("\n")
             spaces += [False] * (len(tokens) - len(spaces) - 1) + [True]
         return "\n".join(self._rules.merge(tokens, spaces))
 
