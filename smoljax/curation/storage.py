@@ -165,6 +165,13 @@ def _list_remote(pattern: str) -> list[File]:
     files = []
     for path, info in found.items():
         if info["type"] == "file":
+            if on_web:
+                info = filesystem.info(path)  # A page of links tells no sizes.
+                if info["size"] is None:
+                    raise SmoljaxError(
+                        f"{path!r}: the server does not say how large it is, so it cannot be cut into shards: "
+                        "download it first"
+                    )
             version = next((str(info[key]) for key in _VERSIONS if key in info), "")
             name = path.removeprefix(root).lstrip("/")
             files.append(File(filesystem.unstrip_protocol(path), name, info["size"], version))

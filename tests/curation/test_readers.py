@@ -1,15 +1,25 @@
 """Readers on real small files, whole, cut into pieces, and damaged."""
 
+import dataclasses
 import gzip
 import json
+import re
+import subprocess
+import sys
 import tarfile
+import tempfile
+import threading
 import zipfile
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from smoljax.curation import readers, sources
+from smoljax.curation import readers, sources, storage
 from smoljax.errors import SmoljaxError
 from tests.curation import material
 
@@ -24,6 +34,15 @@ def read(source: sources.Files, *, shard_bytes: int = 1 << 30, max_document_byte
             good += [(r["path"], r["media_type"], r["content"]) for r in raw.to_pylist()]
             damaged += [(r["path"], r["reason"]) for r in removed.to_pylist()]
     return good, damaged
+
+
+def urls(source: sources.Files) -> list[str | None]:
+    """The addresses of all good documents."""
+    found = []
+    for shard in sources.shards([source], 1 << 30):
+        for raw, _ in readers.read(shard, max_document_bytes=MAX):
+            found += raw.column("url").to_pylist()
+    return found
 
 
 def files(folder, pattern="**/*", **arguments):
@@ -251,3 +270,190 @@ def test_shards_hold_bounded_bytes(tmp_path):
         (tmp_path / f"{i:02d}.txt").write_bytes(b"x" * 100)
     shards = sources.shards([files(tmp_path)], 250)
     assert [sum(piece.size for piece in shard.pieces) for shard in shards] == [200] * 10
+
+
+def test_rows_keep_the_address_that_they_have(tmp_path):
+    rows = [{"text": "a", "url": "http://a.org"}, {"text": "b"}, {"text": "c", "url": 3}]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert urls(files(tmp_path, "a.jsonl")) == ["http://a.org", None, None]
+    table = pa.table({"link": ["http://b.org", None], "text": ["a", "b"]})
+    pq.write_table(table, tmp_path / "b.parquet")
+    assert urls(files(tmp_path, "b.parquet", url_field="link")) == ["http://b.org", None]
+    assert urls(files(tmp_path, "b.parquet")) == [None, None]
+
+
+def jsonl(folder, rows: list[str]):
+    (folder / "a.jsonl").write_bytes("".join(rows).encode())
+
+
+def warc(folder, rows: list[str]):
+    (folder / "a.warc.gz").write_bytes(material.warc_gz([f"<p>{row}" for row in rows]))
+
+
+def parquet(folder, rows: list[str]):
+    pq.write_table(pa.table({"text": rows}), folder / "a.parquet", row_group_size=3)
+
+
+LINES = st.sampled_from(
+    ['{"text": "é"}\n', '{"text": "x y"}\r\n', "\n", '{"text": ""}\n', "{bad\n"]
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.sampled_from([jsonl, warc, parquet]),
+    st.lists(LINES, max_size=12),
+    st.booleans(),
+    st.integers(1, 700),
+)
+def test_every_cut_gives_the_documents_of_the_whole_in_order(write, rows, ends, shard_bytes):
+    rows = rows if ends or not rows else [*rows[:-1], rows[-1].rstrip("\n")]
+    with tempfile.TemporaryDirectory() as folder:
+        write(Path(folder), rows or ["\n"])
+        whole = read(sources.Files("s", folder, "fast"))
+        cut = read(sources.Files("s", folder, "fast"), shard_bytes=shard_bytes)
+        assert cut == whole
+        if write is not jsonl:
+            assert len(whole[0]) + len(whole[1]) == len(rows or ["\n"])
+
+
+@pytest.mark.parametrize("write", [jsonl, warc, parquet])
+def test_each_single_cut_of_a_file(write, tmp_path):
+    write(tmp_path, ['{"text": "one"}\n', "\n", '{"text": "two é"}\n', '{"text": "three"}\n'])
+    (file,) = tmp_path.iterdir()
+    source = sources.Files("s", str(tmp_path), "fast")
+    whole = read(source)
+    assert len(whole[0]) >= 3
+    for shard_bytes in range(1, min(400, file.stat().st_size) + 1):
+        assert read(source, shard_bytes=shard_bytes) == whole
+
+
+def test_a_reader_that_enters_blindly_would_be_found_out(tmp_path):
+    """The negative control: without the rule whose line it is, a cut gives other documents."""
+    jsonl(tmp_path, ['{"text": "one"}\n', '{"text": "two"}\n'])
+    (shard,) = sources.shards([sources.Files("s", str(tmp_path), "fast")], 1 << 30)
+    (piece,) = shard.pieces
+    halves = [dataclasses.replace(piece, start=a, stop=b) for a, b in ((0, 20), (20, None))]
+    found = [list(readers.READERS["jsonl"](half, MAX)) for half in halves]
+    assert [len(half) for half in found] == [2, 0]
+    blind = (tmp_path / "a.jsonl").read_bytes()[20:].splitlines()
+    assert len(blind) == 1
+
+
+DAMAGED = {
+    "a.html": (b"\xff\xfe\0", None),
+    "a.jsonl.gz": (gzip.compress(b'{"text": "x"}\n')[:-12], "read:truncated_stream"),
+    "b.jsonl.gz": (b"this is no gzip", "read:truncated_stream"),
+    "b.jsonl.zst": (b"this is no zstd", "read:truncated_stream"),
+    "b.parquet": (b"PAR1" + bytes(100) + b"PAR1", "read:unreadable_parquet"),
+    "b.tar": (b"no tar" * 200, "read:unreadable_archive"),
+    "b.warc": (material.warc_records(["<p>x"])[0][:-20], "read:truncated_record"),
+    "b.warc.gz": (material.warc_gz(["<p>x" * 99])[:-40], "read:truncated_record"),
+    "b.zip": (b"PK" + bytes(90), "read:unreadable_archive"),
+}
+
+
+def test_damage_in_every_format_is_named_and_ends_nothing_else(tmp_path):
+    for name, (content, _) in DAMAGED.items():
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / "z.txt").write_text("good")
+    for shard_bytes in (50, 1 << 30):
+        good, damaged = read(files(tmp_path), shard_bytes=shard_bytes)
+        assert [path for path, *_ in good] == ["a.html", "z.txt"]
+        found = [(path.partition("#")[0], reason) for path, reason in damaged]
+        assert sorted(set(found)) == sorted((n, r) for n, (_, r) in DAMAGED.items() if r)
+
+
+@pytest.fixture
+def web(tmp_path):
+    """A web server of this process that serves parts of files, as archives' servers do."""
+
+    class Handler(SimpleHTTPRequestHandler):
+        def __init__(self, *arguments):
+            super().__init__(*arguments, directory=str(tmp_path))
+
+        def log_message(self, *_):
+            pass
+
+        def do_HEAD(self):
+            if self.path == "/unsized":
+                self.send_response(200)
+                return self.end_headers()
+            return super().do_HEAD()
+
+        def do_GET(self):
+            if self.path == "/unsized":
+                return self.do_HEAD()
+            path = Path(self.translate_path(self.path))
+            if "Range" not in self.headers or not path.is_file():
+                return super().do_GET()
+            first, last = self.headers["Range"].removeprefix("bytes=").split("-")
+            content = path.read_bytes()
+            part = content[int(first) : int(last) + 1]
+            self.send_response(206)
+            self.send_header("Content-Length", str(len(part)))
+            place = f"bytes {first}-{int(first) + len(part) - 1}/{len(content)}"
+            self.send_header("Content-Range", place)
+            self.end_headers()
+            self.wfile.write(part)
+
+        def end_headers(self):
+            self.send_header("Accept-Ranges", "bytes")
+            super().end_headers()
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_address[1]}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_files_on_the_web(tmp_path, web):
+    pytest.importorskip("aiohttp")
+    pages = [material.page(i) for i in range(6)]
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.warc.gz").write_bytes(material.warc_gz(pages))
+    (tmp_path / "in" / "b.html").write_text(pages[0])
+    parquet(tmp_path / "in", pages)
+    for name in ("a.warc.gz", "a.parquet"):
+        source = sources.Files("s", f"{web}/in/{name}", "fast")
+        local = sources.Files("s", str(tmp_path / "in" / name), "fast")
+        for shard_bytes in (1000, 1 << 30):
+            assert read(source, shard_bytes=shard_bytes) == read(local)
+    for pattern in ("/in/", "/in/*"):
+        good, damaged = read(sources.Files("s", web + pattern, "fast"))
+        assert (good, damaged) == read(sources.Files("s", str(tmp_path / "in"), "fast"))
+    assert read(sources.Files("s", f"{web}/in/b.html", "fast"))[0][0][2] == pages[0].encode()
+    with pytest.raises(SmoljaxError, match="no file matches"):
+        read(sources.Files("s", f"{web}/in/nothing.html", "fast"))
+    with pytest.raises(SmoljaxError, match="unsized': the server does not say how large it is"):
+        read(sources.Files("s", f"{web}/unsized", "fast"))
+
+
+@pytest.mark.parametrize(
+    ("protocol", "module", "package"),
+    [("s3", "s3fs", "s3fs"), ("gs", "gcsfs", r'"smoljax\[gcs\]"'), ("https", "aiohttp", "aiohttp")],
+)
+def test_a_missing_package_of_a_store_is_named(protocol, module, package):
+    script = (
+        f"import sys\nsys.modules[{module!r}] = None\nfrom smoljax.curation import storage\n"
+        f"storage.list_files('{protocol}://bucket/x')"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert re.search(
+        rf"cannot open '{protocol}://bucket/x' .*: run `pip install {package}`", done.stderr
+    )
+
+
+def test_a_changed_file_has_another_version():
+    import fsspec
+
+    seen = set()
+    for content in (b"one", b"two"):
+        with fsspec.open("memory://versions/a.txt", "wb") as file:
+            file.write(content)
+        (found,) = storage.list_files("memory://versions/a.txt")
+        seen.add(found.version)
+    assert len(seen) == 2
