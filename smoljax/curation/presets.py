@@ -1,9 +1,12 @@
 """Which stages the documents of a source pass, by preset. A config starts from here and may change every value.
 
 fineweb        What FineWeb's code runs on English pages of a crawl (Penedo et al. 2024): the stages in its order, its
-               thresholds, near-duplicates within each source, which stands for one crawl. Needs datatrove's lists for "url".
+               thresholds, near-duplicates within each source, which stands for one crawl. Pages and addresses are
+               changed as in datatrove: what becomes of one depends on those before it in the shard. "url" needs
+               datatrove's lists.
 fineweb_paper  The same where the paper differs from the code: its bound of 0.1 on the characters of duplicate lines
                (section 3.6), no rule about lists, and duplicates before C4's and FineWeb's own filters (section 3.7).
+               Each page is extracted on its own.
 fineweb2       Five more languages by their own thresholds and stop words (FineWeb2, configs of October 2025), and
                English by FineWeb's: near-duplicates within each language before all filters, no C4, and the last touches
                of wrongly decoded text, addresses and tables. The scores of languages are GlotLID's: give language.model.
@@ -83,6 +86,7 @@ def defaults() -> dict[str, dict[str, dict]]:
     return {
         "fineweb": {
             "order": ("url", "extract", "language", *_TEXT_FILTERS, "dedup", "pii"),
+            "extract": {"html": "fineweb"},
             "language": {"languages": ("en",), "min_score": 0.65},
             "c4": {"terminal_lines": False},
             "dedup": {"exact": False, "minhash": "fineweb", "scope": "source"},
@@ -100,6 +104,7 @@ def defaults() -> dict[str, dict[str, dict]]:
                 "fineweb",
                 "pii",
             ),
+            "extract": {"html": "trafilatura"},
             "language": {"languages": ("en",), "min_score": 0.65},
             "c4": {"terminal_lines": False},
             "fineweb": {"max_duplicate_line_characters": 0.1, "max_newlines_per_word": None},
@@ -118,6 +123,7 @@ def defaults() -> dict[str, dict[str, dict]]:
                 "pii",
                 "symbol_lines",
             ),
+            "extract": {"html": "trafilatura"},
             "language": {
                 "languages": ("en", *_FINEWEB2),
                 "min_scores": {
@@ -136,7 +142,7 @@ def defaults() -> dict[str, dict[str, dict]]:
                 "max_duplicate_line_characters": None,
             },
             "fineweb": {"max_short_lines": None, "max_duplicate_line_characters": 0.1},
-            "by_language": {code: _fineweb2(*values) for code, values in _FINEWEB2.items()},
+            "by_language": {code: _fineweb2(values) for code, values in _FINEWEB2.items()},
             "pii": {"counter": "shard"},
             "symbol_lines": {"symbols": ("|",), "replacement": "\n"},
         },
@@ -202,17 +208,9 @@ def defaults() -> dict[str, dict[str, dict]]:
     }
 
 
-def _fineweb2(
-    lines: float,
-    top: tuple[float, ...],
-    repeated: tuple[float, ...],
-    terminal: float,
-    newlines: float,
-    length: tuple[int, int],
-    alphabetic: float,
-    stop_words: str,
-) -> dict[str, dict]:
-    """Stage -> arguments of one language."""
+def _fineweb2(values: tuple) -> dict[str, dict]:
+    """Stage -> arguments of one language, from its row of the table."""
+    lines, top, repeated, terminal, newlines, (shortest, longest), alphabetic, stop_words = values
     return {
         "gopher_repetition": {
             "max_duplicate_lines": lines,
@@ -221,8 +219,8 @@ def _fineweb2(
         },
         "fineweb": {"min_terminal_lines": terminal, "max_newlines_per_word": newlines},
         "gopher_quality": {
-            "min_mean_word_length": length[0],
-            "max_mean_word_length": length[1],
+            "min_mean_word_length": shortest,
+            "max_mean_word_length": longest,
             "min_alphabetic_words": alphabetic,
             "stop_words": tuple(stop_words.split()),
         },

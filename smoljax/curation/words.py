@@ -39,7 +39,7 @@ def joined_words(text: str, language: str) -> str:
 
 
 class _Chunks:
-    """What whitespace-separated chunks of a language become: their words, joined by "\n".
+    """What whitespace-separated chunks of a language become: their words, joined by "\\n".
 
     A chunk whose words special cases would change is "\\n" instead, as it has to be seen with its neighbours.
     """
