@@ -51,7 +51,7 @@ def get_config() -> ConfigDict:
             init_std=0.02,
             compute_dtype="bfloat16",
             scan_layers=True,
-            remat="full",
+            remat="save_attention",
         )
     )
     config.mesh = ConfigDict(dict(data=1, fsdp=-1, tensor=1, context=1))
@@ -77,7 +77,7 @@ def get_config() -> ConfigDict:
         dict(
             num_steps=4_720_000,
             micro_batches=1,
-            loss_chunk=2_048,
+            loss_chunk=1_024,
             z_loss=0.0,
             log_every=10,
             eval_every=4_000,

@@ -23,7 +23,9 @@ _CALLED = re.compile(
 )
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _IOTA = re.compile(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
-_NAMED = re.compile(r"replica_groups=mesh\[([^\]]*)\]\s*\{([^}]*)\}")
+_NAMED = re.compile(
+    r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))?\s*\{([^}]*)\}"
+)
 _LISTED = re.compile(r"replica_groups=\{\{([\d,]+)\}")
 _PAIRS = re.compile(r"source_target_pairs=\{\{(\d+),(\d+)\}")
 COLLECTIVES = (
@@ -248,22 +250,32 @@ def _once(instruction, kind, asynchronous, loop, trips, seen) -> Iterator[Collec
 def group_of(text: str) -> tuple[int, ...]:
     """Partition numbers of the first replica group of a collective (a pair of a permutation that moves something)."""
     if found := _IOTA.search(text):
-        shape = [int(n) for n in found[3].split(",")]
-        order = np.arange(math.prod(shape)).reshape(shape)
-        if found[4]:
-            order = order.transpose([int(n) for n in found[4].split(",")])
+        order = _iota(found[3], found[4])
         return tuple(order.reshape(int(found[1]), int(found[2]))[0].tolist())
     if found := _NAMED.search(text):
         sides = {name: int(side) for name, side in re.findall(r"'(\w+)'=(\d+)", found[1])}
-        inside = re.findall(r"'(\w+)'", found[2])
-        order = np.arange(math.prod(sides.values())).reshape(list(sides.values()))
+        inside = re.findall(r"'(\w+)'", found[4])
+        order = _iota(found[2] or str(math.prod(sides.values())), found[3])
         first = tuple(slice(None) if name in inside else 0 for name in sides)
-        return tuple(order[first].reshape(-1).tolist())
+        return tuple(order.reshape(list(sides.values()))[first].reshape(-1).tolist())
     if found := _LISTED.search(text):
         return tuple(int(n) for n in found[1].split(","))
     if found := _PAIRS.search(text):
         return int(found[1]), int(found[2])
+    if "replica_groups=" in text and "replica_groups={}" not in text:
+        start = text.index("replica_groups=")
+        raise SmoljaxError(
+            f"a collective of the program has groups of a form that is not known: {text[start : start + 100]}; "
+            "teach smoljax.planning.hlo.group_of to read it"
+        )
     return (0,)
+
+
+def _iota(shape: str, axes: str | None) -> np.ndarray:
+    """0, 1, 2, ... in this shape ("2,8"), its axes in another order ("1,0"), as HLO writes it."""
+    sides = [int(n) for n in shape.split(",")]
+    order = np.arange(math.prod(sides)).reshape(sides)
+    return order.transpose([int(n) for n in axes.split(",")]) if axes else order
 
 
 def _bytes_sent(instruction: _Instruction, kind: str, size: int) -> float:

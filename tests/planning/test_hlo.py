@@ -84,11 +84,23 @@ def test_a_real_program():
         ("replica_groups=[2,4]<=[4,2]T(1,0), x", (0, 2, 4, 6)),
         ("replica_groups=mesh['a'=4,'b'=2] {'a'}, x", (0, 2, 4, 6)),
         ("replica_groups=mesh['a'=4,'b'=2] {'a','b'}, x", tuple(range(8))),
+        # Of a mesh data 2 x fsdp 8, as libtpu 0.0.42 writes its two axes.
+        (
+            "replica_groups=mesh['a'=1,'b'=8,'c'=2], device_ids=([2,8]T(1,0)) {'b'}, x",
+            tuple(range(8)),
+        ),
+        ("replica_groups=mesh['a'=1,'b'=8,'c'=2], device_ids=([2,8]T(1,0)) {'c'}, x", (0, 8)),
         ("source_target_pairs={{3,0},{0,1}}", (3, 0)),
     ],
 )
 def test_groups(text, group):
     assert hlo.group_of(text) == group
+
+
+def test_groups_of_an_unknown_form_are_an_error():
+    """They would be priced as if nothing were sent."""
+    with pytest.raises(SmoljaxError, match="replica_groups=torus"):
+        hlo.group_of("all-gather(x), replica_groups=torus[2,2], dimensions={0}")
 
 
 @pytest.mark.parametrize(
