@@ -111,7 +111,8 @@ def load(path: Path) -> Head:
         ) from error
     except (ValueError, KeyError, TypeError) as error:
         raise SmoljaxError(
-            f"{path} is not a head ({error!r}): expected {FORMAT!r} as config.quality trains one"
+            f"{path} is not a head ({error!r}), expected {FORMAT!r}: name another in config.quality.head, or delete it if this "
+            "run trained it, and it is trained again"
         ) from error
 
 

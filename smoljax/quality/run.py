@@ -18,6 +18,7 @@ import numpy as np
 from smoljax import files
 from smoljax.curation import pipeline, runner
 from smoljax.errors import SmoljaxError
+from smoljax.progress import Progress
 from smoljax.quality import annotations, apply, evaluation, scores
 from smoljax.quality import head as heads
 from smoljax.quality import select as selection
@@ -28,6 +29,7 @@ from smoljax.tokens.shards import file_sha256
 # Raised when the same annotations and embedder give another head or evaluation than before.
 CODE_VERSION = 1
 _LEAST = 50  # Annotations, below which neither a head nor its F1 means anything.
+_ROWS = 512  # Annotated texts that are embedded between two lines of progress.
 
 
 def run(config: QualityConfig, workdir: Path, *, workers: int | None = None) -> str:
@@ -121,7 +123,7 @@ def _train(
         if head.about.get("key") == key:
             return head, report.read_text(encoding="utf-8")
     texts, labels, heldout = _texts(config, workdir, annotated, listed)
-    vectors = heads.mean_vectors(*embedder.embed(texts, chunks=config.chunks))
+    vectors = _vectors(embedder, texts, config.chunks)
     weight, bias, about = heads.fit(vectors[~heldout], labels[~heldout])
     about |= {"embedder": config.embedder, "annotations": len(labels), "key": key}
     head = heads.Head(weight, bias, embedder.fingerprint, config.chunks, about)
@@ -132,6 +134,18 @@ def _train(
     files.atomic_write_text(report, evaluation.table(result))
     heads.save(path, head)
     return head, evaluation.table(result)
+
+
+def _vectors(embedder: Embedder, texts: list[str], chunks: str) -> np.ndarray:
+    """The mean of each text's vectors, f32 [texts, width]."""
+    progress = Progress("embed annotations", len(texts), unit="documents")
+    parts = []
+    for start in range(0, len(texts), _ROWS):
+        some = texts[start : start + _ROWS]
+        parts.append(heads.mean_vectors(*embedder.embed(some, chunks=chunks)))
+        progress.update(start + len(some))
+    progress.close()
+    return np.concatenate(parts)
 
 
 def _texts(
