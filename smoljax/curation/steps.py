@@ -82,8 +82,8 @@ def signatures(argument: tuple[str, dedup.DedupConfig], folder: Path) -> dict:
 
 def exact(folders: Sequence[str], folder: Path) -> dict:
     """Finds equal texts in all shards of a group."""
-    hashes = [np.load(items.verified(f, "hashes.npy")) for f in folders]
-    np.save(folder / "copies.npy", dedup.copies(np.concatenate(hashes)))
+    hashes = np.concatenate([np.load(items.verified(f, "hashes.npy")) for f in folders])
+    np.save(folder / "copies.npy", dedup.copies(hashes))
     return {}
 
 
@@ -169,7 +169,7 @@ def _removed(folder: Path) -> shard_files.Writer:
 
 
 def _copies(folder: str) -> np.ndarray:
-    return np.load(items.verified(folder, "copies.npy"))
+    return np.load(items.verified(folder, "copies.npy"), mmap_mode="r")
 
 
 def _without_duplicates(

@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from smoljax.curation import items, runner
 from smoljax.curation.dedup import bands
 from smoljax.curation.dedup.minhash import MinHashConfig
 from smoljax.errors import SmoljaxError
@@ -118,6 +119,20 @@ def test_a_full_disk_leaves_no_run(tmp_path):
     assert not list(tmp_path.glob(".*"))
 
 
+def sort_onto_a_full_device(paths: list[str], folder: Path) -> dict:
+    os.symlink("/dev/full", folder / "edges.bin")
+    bands.write_edges(paths, CONFIG, bucket=0, output=folder / "edges.bin", memory_bytes=3000)
+    return {}
+
+
+def test_a_full_device_is_explained_and_nothing_is_left(tmp_path):
+    paths, _ = shards_of(tmp_path, [500], kinds=2, seed=0)
+    item = items.WorkItem("000-00", "k", sort_onto_a_full_device, paths, 1, "bucket 0")
+    with pytest.raises(SmoljaxError, match="the disk is full while writing"):
+        runner.run([item], tmp_path / "bands", workers=1, stage="bands")
+    assert not list((tmp_path / "bands").iterdir())
+
+
 def test_memory_stays_bounded(tmp_path):
     """1.2 million records of 24 bytes in 2 MB: the process grows by less than a third of what they take."""
     paths, _ = shards_of(tmp_path, [400_000] * 3, kinds=1 << 40, seed=0)
@@ -133,8 +148,6 @@ def test_memory_stays_bounded(tmp_path):
 
 def test_killed_while_it_sorts_and_started_again(tmp_path):
     """As an item of the runner: its folder of runs goes when the same step starts again."""
-    from smoljax.curation import items
-
     paths, shards = shards_of(tmp_path, [30_000] * 2, kinds=3000, seed=1)
     script = tmp_path / "step.py"
     script.write_text(ITEM)
