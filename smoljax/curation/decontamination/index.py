@@ -2,6 +2,7 @@
 
 Files: keys.npy uint64 [n-grams], sorted, each a hash of an n-gram's words; owners.npy uint32 and starts.npy uint64
 [n-grams], the item that has it, and where it begins in words.txt, which holds each item's words joined by spaces;
+marks.npy, a bit for each value of the keys' first bits, set if a key begins so: most n-grams of a text end there;
 items.json, {"ngram", "items": [set, place] each}. A hash finds candidates, and the words decide.
 """
 
@@ -24,6 +25,11 @@ _LANGUAGE = "en"
 # Odd 64-bit constant: the key of an n-gram is a polynomial of its words' hashes in wrapping arithmetic.
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 _ENDS = (ord(" "), ord("\n"))
+# Marks per key, at least: one of so many n-grams that no item has is looked up for nothing.
+_MARKS = 16
+
+
+_ARRAYS = ("keys", "marks", "owners", "starts")
 
 
 class Match(NamedTuple):
@@ -69,6 +75,7 @@ def build(items: Iterable[Item], folder: Path, *, ngram: int) -> dict:
     unsorted = np.concatenate(keys)
     order = np.argsort(unsorted, kind="stable")  # Items of one n-gram stay in their order.
     np.save(folder / "keys.npy", unsorted[order])
+    np.save(folder / "marks.npy", _marks(unsorted))
     np.save(folder / "owners.npy", np.concatenate(owners)[order])
     np.save(folder / "starts.npy", np.concatenate(starts)[order])
     (folder / "items.json").write_text(json.dumps({"ngram": ngram, "items": places}))
@@ -108,14 +115,15 @@ class Index:
         asked = _keys(tokens, files.ngram)
         if not len(files.keys) or not len(asked):
             return
-        at = np.searchsorted(files.keys, asked)
-        at[at == len(files.keys)] = 0
-        for start in np.flatnonzero(files.keys[at] == asked):
-            end = int(np.searchsorted(files.keys, asked[start], side="right"))
+        starts = np.flatnonzero(_marked(asked, files.marks))
+        first = np.searchsorted(files.keys, asked[starts])
+        last = np.searchsorted(files.keys, asked[starts], side="right")
+        for found in np.flatnonzero(first < last):
+            start = starts[found]
             shared = b" ".join(tokens[start : start + files.ngram])
             owners = [
                 int(files.owners[number])
-                for number in range(int(at[start]), end)
+                for number in range(first[found], last[found])
                 if _holds(files.text, int(files.starts[number]), shared)
             ]
             if owners:
@@ -125,9 +133,9 @@ class Index:
     def _files(self) -> "_Files":
         paths = {
             name: work_items.verified(self._folder, name)
-            for name in ("keys.npy", "owners.npy", "starts.npy", "words.txt", "items.json")
+            for name in (*(f"{array}.npy" for array in _ARRAYS), "words.txt", "items.json")
         }
-        arrays = (np.load(paths[f"{n}.npy"], mmap_mode="r") for n in ("keys", "owners", "starts"))
+        arrays = (np.load(paths[f"{name}.npy"], mmap_mode="r") for name in _ARRAYS)
         size = paths["words.txt"].stat().st_size
         text = np.memmap(paths["words.txt"], np.uint8, "r") if size else np.empty(0, np.uint8)
         return _Files(*arrays, text, **json.loads(paths["items.json"].read_text()))
@@ -137,11 +145,33 @@ class _Files(NamedTuple):
     """What the files of an index hold."""
 
     keys: np.ndarray
+    marks: np.ndarray
     owners: np.ndarray
     starts: np.ndarray
     text: np.ndarray
     ngram: int
     items: list[list[str]]
+
+
+def _marks(keys: np.ndarray) -> np.ndarray:
+    """uint8 [2^n / 8]: the marks of keys, `_MARKS` or more for each."""
+    bits = max(3, (len(keys) * _MARKS).bit_length())
+    marks = np.zeros(1 << (bits - 3), np.uint8)
+    place = keys >> np.uint64(64 - bits)
+    np.bitwise_or.at(marks, place >> np.uint64(3), _bit(place))
+    return marks
+
+
+def _marked(keys: np.ndarray, marks: np.ndarray) -> np.ndarray:
+    """bool [keys]: False for those that are certainly not in the index."""
+    bits = (len(marks) * 8).bit_length() - 1
+    place = keys >> np.uint64(64 - bits)
+    return (marks[place >> np.uint64(3)] & _bit(place)) != 0
+
+
+def _bit(place: np.ndarray) -> np.ndarray:
+    """uint8: the bit of a mark in its byte."""
+    return np.left_shift(1, place & np.uint64(7), dtype=np.uint64).astype(np.uint8)
 
 
 def _holds(text: np.ndarray, start: int, words: bytes) -> bool:

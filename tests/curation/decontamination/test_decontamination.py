@@ -118,6 +118,32 @@ def test_it_runs_before_dedup_wherever_a_preset_does_not_place_it(corpus, tmp_pa
     assert order(presets=bare) == ["decontamination"]
 
 
+def test_of_two_near_duplicates_the_clean_one_stays(corpus, tmp_path):
+    """The contaminated one is first, so that dedup alone would keep it, and decontamination behind it would lose both."""
+    item = "An answer that somebody put into the middle of the text, word by word as it is in the quiz."
+    clean = material.prose(50, sentences=40)
+    lines = clean.splitlines()
+    (tmp_path / "in/50.txt").write_text("\n".join([*lines[:20], item, *lines[20:]]))
+    (tmp_path / "in/51.txt").write_text(clean)
+    write(tmp_path / "quiz.jsonl", [{"question": "Why?", "answer": item}])
+    kept = {}
+    for place in ("before", "after"):
+        chosen = presets.defaults()
+        chosen["document"]["dedup"] = {"minhash": "fineweb"}
+        if place == "after":
+            chosen["document"]["order"] = (*chosen["document"]["order"], "decontamination")
+        run(corpus, tmp_path / place, scored=sets(tmp_path), presets=chosen)
+        assert removed(tmp_path / place)["50.txt"] == "decontamination:quiz"
+        kept[place] = {
+            path
+            for part in ("train", "heldout")
+            for batch in read_documents(tmp_path / place, "prose", part=part)
+            for path in batch.column("path").to_pylist()
+        }
+    assert "51.txt" in kept["before"]
+    assert "51.txt" not in kept["after"]
+
+
 def test_it_is_off_without_sets_and_by_one_switch(corpus, tmp_path):
     for name, changes in {
         "none": {"scored": None},
