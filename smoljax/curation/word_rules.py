@@ -55,10 +55,8 @@ class Rules:
     def cut(self, chunk: str) -> list[str]:
         """The words of a chunk, before special cases are looked for among them."""
         cases, whole = self._cases, self._whole
-        if chunk.isalpha():
-            return cases.get(chunk) or [chunk]
         before, behind = [], []
-        while chunk and chunk not in cases and not whole(chunk):
+        while chunk and chunk not in cases and not chunk.isalpha() and not whole(chunk):
             prefix = self._prefix(chunk)
             start = prefix.end() if prefix else 0
             rest = chunk[start:]
