@@ -1,8 +1,10 @@
 """One step: what accumulation and meshes must not change, and what masking must."""
 
+import dataclasses
 import functools
 import json
 import os
+import socket
 import subprocess
 import sys
 
@@ -23,6 +25,8 @@ from smoljax.training import (
     state_shardings,
 )
 from tests.training.tiny import ADAMW, MODEL, MUON, packed_batch
+
+ONE_LAYER = dataclasses.replace(MODEL, num_layers=1)
 
 
 def run_steps(config, mesh_config, *, micro_batches=1, num_steps=3, model=MODEL, quantization=""):
@@ -138,3 +142,40 @@ def test_every_mesh_gives_the_losses_of_one_device():
     one_device, _ = run_steps(MUON, parallel.MeshConfig())
     for mesh, losses in zip(meshes, json.loads(output.stdout.splitlines()[-1])):
         np.testing.assert_allclose(losses, one_device, rtol=1e-4, err_msg=str(mesh))
+
+
+def test_four_hosts_give_the_losses_of_one():
+    """Processes that meet on loopback, each with one device and a quarter of the batch; parameters are split over pairs of them."""
+    program = (
+        "import json\n"
+        "from smoljax import parallel\n"
+        "from smoljax.parallel.start import start\n"
+        "start()\n"
+        "from tests.training.test_step import ONE_LAYER, run_steps, MUON\n"
+        "mesh = parallel.MeshConfig(data=2, fsdp=2)\n"
+        "print(json.dumps(run_steps(MUON, mesh, model=ONE_LAYER, num_steps=2)[0].tolist()))\n"
+    )
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    hosts = [
+        subprocess.Popen(
+            [sys.executable, "-c", program],
+            env=os.environ
+            | {
+                "JAX_COORDINATOR_ADDRESS": address,
+                "JAX_NUM_PROCESSES": "4",
+                "JAX_PROCESS_ID": str(host),
+                "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # Each of the four compiles.
+            },
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for host in range(4)
+    ]
+    outputs = [host.communicate(timeout=300) for host in hosts]
+    assert [host.returncode for host in hosts] == [0] * 4, outputs
+    one_device, _ = run_steps(MUON, parallel.MeshConfig(), model=ONE_LAYER, num_steps=2)
+    for output, _ in outputs:
+        np.testing.assert_allclose(json.loads(output.splitlines()[-1]), one_device, rtol=1e-4)
