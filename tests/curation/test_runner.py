@@ -1,9 +1,13 @@
 """The runner's own contract, on work items of a few bytes."""
 
+import contextlib
 import json
 import os
+import pty
+import re
 import signal
 import threading
+import time
 
 import fsspec
 import pytest
@@ -75,6 +79,28 @@ def test_a_worker_that_is_killed_is_named_with_its_input(tmp_path):
     ):
         runner.run([item("x", die), item("y", die)], tmp_path, workers=2, stage="test")
     assert list(tmp_path.iterdir()) == []
+
+
+def wait(argument: str, folder) -> dict:
+    time.sleep(0.25)
+    return {}
+
+
+def test_on_a_terminal_progress_shows_rate_and_time_left(tmp_path):
+    """What an earlier run finished counts as done, but not in the rate: 10 MB take a quarter of a second or more."""
+    items = [work_items.WorkItem(str(i), "k", wait, "", 10_000_000, "input") for i in range(8)]
+    runner.run(items[:4], tmp_path, workers=1, stage="read")
+    ours, theirs = pty.openpty()
+    with open(ours, "rb", buffering=0) as terminal, open(theirs, "w") as stderr:
+        with contextlib.redirect_stderr(stderr):
+            runner.run(items, tmp_path, workers=1, stage="read")
+        shown = terminal.read(1 << 16).decode()
+    lines = [line.strip() for line in shown.split("\r\x1b[2K") if line]
+    found = re.fullmatch(r"read: 60/80 MB \(75%\)  ([0-9.]+) MB/s  ([0-9]+)s left", lines[1])
+    assert found, lines
+    assert float(found[1]) <= 40
+    assert int(found[2]) >= 0
+    assert re.fullmatch(r"read: 80 MB in [1-9][0-9]*s", lines[-1])
 
 
 def test_what_one_thread_fetched_another_does_not_remove():
