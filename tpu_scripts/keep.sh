@@ -7,7 +7,7 @@
 #
 #   --topology=T --spot --reserved   as in create.sh
 #   --setup=COMMAND        shell command for every host after each installation: 'gcsfuse --implicit-dirs BUCKET /mnt/bucket'
-#   --restarts=N           crashes on TPUs that stay; past so many it gives up (20). TPUs taken away do not count.
+#   --restarts=N           how often it launches again on TPUs that stay (20); TPUs taken away do not count
 #   --every=SECONDS        how often it looks (60)
 #   --delete               tear the TPUs down when the run is done or has failed
 #   --ssh=FLAG             where hosts have no public address: --ssh=--internal-ip or --ssh=--tunnel-through-iap
@@ -16,7 +16,7 @@
 #
 # A host that ends with 0 is done. 42 (preempted after saving), a signal or a crash: stopped everywhere and launched again, which
 # resumes from the newest checkpoint. 1 is an error that explains itself: it is printed, and not repeated. After stop.sh it ends
-# with 42. Exit code: 0 done, 1 failed, 42 stopped.
+# with 42. Ctrl-C leaves the run alone, and the same keep.sh takes it up again. Exit code: 0 done, 1 failed, 42 stopped.
 
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -43,6 +43,8 @@ main() {
     return
   fi
   local crashes=0
+  complaints=$(mktemp)
+  trap 'rm -f "$complaints"' EXIT
   while true; do
     obtain
     begin || say "could not start"
@@ -60,8 +62,8 @@ main() {
         ;;
       crashed)
         halt
-        ((++crashes <= restarts)) || finish 1 "crashed $crashes times: $(crash)"
-        say "crashed, restart $crashes of $restarts: $(crash)"
+        ((++crashes <= restarts)) || finish 1 "gave up after $restarts restarts: $(crash)"
+        say "ended early, restart $crashes of $restarts: $(crash)"
         ;;
     esac
   done
@@ -96,7 +98,7 @@ prepare() {
 
 # Launches, unless the command of an earlier keep.sh is still running.
 begin() {
-  if hosts=$(on_hosts "bash smoljax/tpu_scripts/host.sh status" 2>/dev/null) && [[ $(judge <<<"$hosts") == running ]]; then
+  if hosts=$(ask_hosts) && [[ $(judge <<<"$hosts") == running ]]; then
     say "is running already"
   else
     prepare && hosts=$("$here/launch.sh" "${same[@]}" ${ssh:+"--ssh=$ssh"} -- "${command[@]}") || return 1
@@ -105,8 +107,13 @@ begin() {
   expected=$(grep -c -E '^[^ ]+ (started$|running: )' <<<"$hosts")
 }
 
-halt() {
-  on_hosts "bash smoljax/tpu_scripts/host.sh stop 60" >/dev/null || say "not all hosts could be stopped"
+ask_hosts() { # In order. What gcloud tells of its connections is kept for when they fail.
+  on_hosts "bash smoljax/tpu_scripts/host.sh status" 2>"$complaints" | sort
+}
+
+halt() { # Not on request, as stop.sh does it.
+  on_hosts "bash smoljax/tpu_scripts/host.sh stop 60 && rm -f smoljax_run/stopped" >/dev/null 2>"$complaints" ||
+    say "not all hosts could be stopped: $(tail -n 1 "$complaints")"
 }
 
 # Until there is an outcome: done, stopped, failed, crashed or taken. Sets outcome and hosts (a line for each).
@@ -114,21 +121,26 @@ look() {
   local silent=0
   while true; do
     sleep "$every"
-    if [[ $(state) != ACTIVE ]]; then
-      outcome=taken
-      return
-    fi
-    # gcloud goes on with the slices that it can reach, and says 0.
-    if hosts=$(on_hosts "bash smoljax/tpu_scripts/host.sh status") && (($(grep -c . <<<"$hosts") >= expected)); then
+    case $(state) in
+      ACTIVE) ;;
+      UNKNOWN) continue ;;
+      *)
+        outcome=taken
+        return
+        ;;
+    esac
+    # Where gcloud reaches some slices only, it warns and says 0.
+    if hosts=$(ask_hosts) && (($(grep -c . <<<"$hosts") >= expected)); then
       silent=0
       head -n 1 <<<"$hosts"
       outcome=$(judge <<<"$hosts")
-    elif ((++silent < 3)); then
-      continue
-    else
-      outcome=crashed # Three times without an answer.
+      [[ $outcome == running ]] || return 0
+    elif ((++silent == 3)); then
+      hosts=""
+      outcome=crashed
+      cat "$complaints"
+      return
     fi
-    [[ $outcome == running ]] || return 0
   done
 }
 

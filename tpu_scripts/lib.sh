@@ -120,10 +120,13 @@ on_hosts() {
   run gcloud compute tpus queued-resources ssh "$name" --node=all --worker=all "${where[@]}" ${ssh:+"$ssh"} --quiet "--command=$1"
 }
 
-# The state of the queued resource (WAITING_FOR_RESOURCES, PROVISIONING, ACTIVE, SUSPENDED, ...), or MISSING.
+# The state of the queued resource (WAITING_FOR_RESOURCES, PROVISIONING, ACTIVE, SUSPENDED, ...), MISSING, or UNKNOWN when gcloud fails.
 state() {
   local all
-  all=$(gcloud compute tpus queued-resources list "${where[@]}" --format='value(name.basename(),state.state)')
+  all=$(gcloud compute tpus queued-resources list "${where[@]}" --format='value(name.basename(),state.state)') || {
+    echo UNKNOWN
+    return
+  }
   awk -v name="$name" '$1 == name { found = $2 } END { print (found ? found : "MISSING") }' <<<"$all"
 }
 

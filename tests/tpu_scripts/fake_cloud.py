@@ -75,6 +75,8 @@ def main(cloud: Path, program: str, arguments: list[str]) -> int:
         return 0
     if arguments[:3] != ["compute", "tpus", "queued-resources"]:
         sys.exit(f"ERROR: (gcloud) Invalid choice: {arguments}")
+    if (cloud / "offline").exists():
+        sys.exit("ERROR: (gcloud) There was a problem refreshing your current auth tokens")
     words, flags = parse(arguments[3], arguments[4:])
     for required in ("--zone", "--project"):
         if required not in flags:
