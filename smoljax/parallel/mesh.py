@@ -53,14 +53,21 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     one that the network between them carries well.
 
     Raises:
-      SmoljaxError: the axes do not divide the devices, or the slices do not divide the data axis.
+      SmoljaxError: the axes do not divide the devices, the slices do not divide the data axis, or JAX cannot lay the axes on
+        the torus of the chips.
     """
     devices = devices if devices is not None else jax.devices()
     shape = config.shape(len(devices))
     kinds = (AxisType.Auto,) * len(AXES)
     slices = len({getattr(device, "slice_index", 0) for device in devices})
     if slices == 1:
-        return jax.make_mesh(shape, AXES, axis_types=kinds, devices=devices)
+        try:
+            return jax.make_mesh(shape, AXES, axis_types=kinds, devices=devices)
+        except NotImplementedError as error:  # Its text names the sides of the torus.
+            raise SmoljaxError(
+                f"config.mesh {dict(zip(AXES, shape))} cannot be laid on these {len(devices)} chips: make each axis a product "
+                f"of whole sides of their torus ({error})"
+            ) from None
     if shape[0] % slices:
         raise SmoljaxError(
             f"config.mesh.data is {shape[0]}, which does not divide over {slices} slices: "

@@ -110,3 +110,12 @@ def test_slices_want_the_data_axis():
     result = _plan(*SMALL, "--topology=v5e-16x2", "--config.data.batch_size=32")
     assert result.returncode == 1
     assert "multiple of 2" in result.stderr
+
+
+@needs_libtpu
+def test_a_mesh_that_no_side_of_the_torus_holds():
+    axes = ["--config.mesh.data=4", "--config.mesh.fsdp=64"]
+    result = _plan(*SMALL, "--topology=v6e-256", "--config.data.batch_size=256", *axes)
+    assert result.returncode == 1
+    assert "config.mesh {'data': 4, 'fsdp': 64" in result.stderr
+    assert result.stderr.count("\n") == 1
