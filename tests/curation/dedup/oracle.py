@@ -17,7 +17,16 @@ from datatrove.utils.hashing import HashConfig
 from smoljax.curation.dedup.minhash import MinHashConfig
 
 # ISO 639-1 to the names of datatrove.
-_LANGUAGES = {"en": "eng", "fr": "fra", "es": "spa", "de": "deu", "it": "ita", "pt": "por"}
+_LANGUAGES = {
+    "en": "eng",
+    "fr": "fra",
+    "es": "spa",
+    "de": "deu",
+    "it": "ita",
+    "pt": "por",
+    "ru": "rus",
+    "pl": "pol",
+}
 
 
 def signatures(

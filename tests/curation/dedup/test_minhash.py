@@ -6,6 +6,7 @@ import unicodedata
 
 import numpy as np
 import pytest
+import spacy
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -115,6 +116,18 @@ pieces = st.one_of(
 @example("EE. UU. y la EE. UU. de EE. UU.", "es")
 def test_signatures_of_odd_strings(text, language):
     check([text], minhash.FINEWEB2, language)
+
+
+@pytest.mark.parametrize("language", ["en", "fr", "es", "de", "it", "pt", "ru", "pl"])
+def test_signatures_of_special_cases(language):
+    """The strings that spaCy's rules name, with a space inside some, alone and with something behind them."""
+    cases = list(spacy.blank(language).tokenizer.rules)
+    draw = random.Random(0)
+    texts = [
+        " ".join(draw.choice(cases) + draw.choice(["", ".", "-a", " b"]) for _ in range(30))
+        for _ in range(40)
+    ]
+    check(texts, minhash.FINEWEB2, language)
 
 
 def test_signatures_of_characters_beside_each_other():
