@@ -32,7 +32,6 @@ EXTRAS = {
         "xxhash>=3.5",
         "fsspec>=2024.6",
         "aiohttp>=3.9",  # by which fsspec opens http(s)://
-        "numba>=0.61",
         "ftfy>=6.3",
         "tldextract>=5.3",
     ],

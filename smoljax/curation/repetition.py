@@ -1,19 +1,18 @@
 """How much of a text is repetition: parts that occur twice, and n-grams of its words.
 
-N-grams are compared by a hash, and character by character where hashes are equal, so that the counts are exact. The
-loops are compiled once per machine and kept on its disk.
+N-grams are told apart by 64-bit hashes, sorted in numpy; those whose hashes are equal are compared as strings, so that
+the counts are exact. (Loops compiled by numba count three times as fast, but numba takes 127 MB of each worker.)
 """
 
+import functools
+from collections import Counter
 from collections.abc import Sequence
 
-import numba
 import numpy as np
 
-# Base of the polynomial hashes of words, and the golden ratio that spreads them over a table; products wrap at 2^64.
-_BASE = np.uint64(0x9E3779B97F4A7C15 ^ 0x5BD1E996)
-_SPREAD = np.uint64(0x9E3779B97F4A7C15)
-_ONE = np.uint64(1)
-_SEPARATOR = ord("\n")
+# Base of the polynomial hashes: the golden ratio as an odd number of 64 bits; products wrap.
+_BASE = np.uint64(0x9E3779B97F4A7C15)
+_SEPARATOR, _SPACE = ord("\n"), np.uint64(ord(" "))
 
 
 def duplicates(parts: Sequence[str]) -> tuple[int, int]:
@@ -37,20 +36,36 @@ class Ngrams:
         bounds = np.zeros(count + 1, np.int64)
         bounds[1:-1] = separators + 1
         bounds[-1] = len(codes) + 1
-        self._spaced = np.append(codes, np.uint32(_SEPARATOR))
-        self._spaced[bounds[1:] - 1] = ord(" ")
-        self._spaced_bounds = bounds
-        self._close = codes[codes != _SEPARATOR]
-        self._close_bounds = bounds - np.arange(count + 1)
-        self._spaced_words = _word_hashes(self._spaced, self._spaced_bounds)
-        self._close_words = _word_hashes(self._close, self._close_bounds)
+        self._spaced = _Rows(joined.replace("\n", " ") + " ", bounds)
+        self._close = _Rows(joined.replace("\n", ""), bounds - np.arange(count + 1))
+        if count:
+            lengths = np.diff(self._close.bounds)
+            powers = _powers(int(lengths.max()).bit_length())
+            letters = codes[codes != _SEPARATOR]
+            places = np.arange(len(letters)) - np.repeat(self._close.bounds[:-1], lengths)
+            words = np.add.reduceat(letters * powers[places], self._close.bounds[:-1])
+            self._close.start(words, powers[lengths])
+            self._spaced.start(words + _SPACE * powers[lengths], powers[lengths + 1])
 
     def top_characters(self, n: int) -> int:
         """Characters, with the spaces between words, of all occurrences of the most frequent n-gram.
 
         Of equally frequent ones the first in the text counts; 0 of fewer than n words.
         """
-        return _top(self._spaced, self._spaced_bounds, self._spaced_words, n)
+        hashes = self._spaced.hashes(n)
+        if not len(hashes):
+            return 0
+        order = np.argsort(hashes)
+        ordered = hashes[order]
+        starts = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]]))
+        counts = np.diff(starts, append=len(hashes))
+        top = counts.max()
+        first = np.minimum.reduceat(order, starts)[counts == top].min()
+        gram = self._spaced.gram(first, n)
+        if any(self._spaced.gram(at, n) != gram for at in np.flatnonzero(hashes == hashes[first])):
+            grams = Counter(self._spaced.gram(at, n) for at in range(len(hashes)))
+            ((gram, top),) = grams.most_common(1)
+        return int(top) * (len(gram) - 1)
 
     def duplicate_characters(self, n: int) -> int:
         """Characters, without spaces, of n-grams that occurred before, scanned so that none overlap.
@@ -58,87 +73,79 @@ class Ngrams:
         After a repeated n-gram the scan goes on behind it, and what it skips is not remembered. N-grams are the same
         if they are written the same without spaces: ("ab", "c") and ("a", "bc").
         """
-        return _duplicate(self._close, self._close_bounds, self._close_words, n)
+        hashes = self._close.hashes(n)
+        ordered = np.sort(hashes)
+        if not (ordered[1:] == ordered[:-1]).any():
+            return 0
+        order = np.argsort(hashes)
+        ordered = hashes[order]
+        equal = ordered[1:] == ordered[:-1]
+        repeated = np.zeros(len(hashes), bool)
+        repeated[order[1:][equal]] = repeated[order[:-1][equal]] = True
+        places = np.flatnonzero(repeated)
+        seen: dict[int, int] = {}
+        characters = following = 0
+        for at, value in zip(places.tolist(), hashes[places].tolist()):
+            if at < following:
+                continue
+            first = seen.setdefault(value, at)
+            if first == at:
+                continue
+            gram = self._close.gram(at, n)
+            if gram != self._close.gram(first, n):
+                return self._slow_duplicate_characters(n)
+            characters += len(gram)
+            following = at + n
+        return characters
+
+    def _slow_duplicate_characters(self, n: int) -> int:
+        """The same where different n-grams have one hash."""
+        seen: set[str] = set()
+        characters = at = 0
+        while at < len(self._close.hashes(n)):
+            gram = self._close.gram(at, n)
+            if gram in seen:
+                characters += len(gram)
+                at += n
+            else:
+                seen.add(gram)
+                at += 1
+        return characters
 
 
-@numba.njit(cache=True)
-def _word_hashes(codes, bounds):
-    """uint64 [words, 2]: the hash of each word's characters, and what the hash before it is multiplied with."""
-    words = np.empty((len(bounds) - 1, 2), np.uint64)
-    for word in range(len(words)):
-        value, shift = np.uint64(0), np.uint64(1)
-        for at in range(bounds[word], bounds[word + 1]):
-            value = value * _BASE + np.uint64(codes[at])
-            shift *= _BASE
-        words[word, 0], words[word, 1] = value, shift
-    return words
+class _Rows:
+    """Words written one behind the other, and the hashes of their n-grams.
+
+    The hash of characters c_0, c_1, ... is the sum of c_i * BASE^i modulo 2^64, so that of two strings written together
+    is the first's, and the second's times BASE^length of the first.
+    """
+
+    def __init__(self, text: str, bounds: np.ndarray):
+        self.bounds = bounds
+        self._text = text
+        self._hashes = [np.empty(0, np.uint64)]
+
+    def start(self, words: np.ndarray, shifts: np.ndarray) -> None:
+        """Takes the hash of each word (uint64), and BASE^length of it."""
+        self._words, self._shifts = words, shifts
+        self._hashes = [words]
+
+    def hashes(self, n: int) -> np.ndarray:
+        """uint64 [n-grams]"""
+        while len(self._hashes) < n and len(self._hashes[-1]):
+            shorter = self._hashes[-1][1:]
+            size = len(shorter)
+            self._hashes.append(self._words[:size] + self._shifts[:size] * shorter)
+        return self._hashes[min(n, len(self._hashes)) - 1]
+
+    def gram(self, first: int, n: int) -> str:
+        """The n words from `first` on, as they are written."""
+        return self._text[self.bounds[first] : self.bounds[first + n]]
 
 
-@numba.njit(cache=True)
-def _hashes(words, n):
-    """uint64 [n-grams]: the hash of each n-gram's characters."""
-    hashes = np.zeros(max(0, len(words) - n + 1), np.uint64)
-    for first in range(len(hashes)):
-        value = words[first, 0]
-        for word in range(first + 1, first + n):
-            value = value * words[word, 1] + words[word, 0]
-        hashes[first] = value
-    return hashes
-
-
-@numba.njit(cache=True)
-def _first_equals(codes, bounds, words, n):
-    """int32 [n-grams]: for each n-gram the first that is written the same, found in a hash table."""
-    hashes = _hashes(words, n)
-    firsts = np.empty(len(hashes), np.int32)
-    bits = 1
-    while (1 << bits) < 2 * len(hashes):
-        bits += 1
-    table = np.full(1 << bits, -1, np.int32)
-    mask, shift = np.uint64(len(table) - 1), np.uint64(64 - bits)
-    for place in range(len(hashes)):
-        value, start = hashes[place], bounds[place]
-        size = bounds[place + n] - start
-        slot = value * _SPREAD >> shift
-        while table[slot] >= 0:
-            other = table[slot]
-            if hashes[other] == value:
-                there = bounds[other]
-                if bounds[other + n] - there == size:
-                    at = 0
-                    while at < size and codes[there + at] == codes[start + at]:
-                        at += 1
-                    if at == size:
-                        break
-            slot = (slot + _ONE) & mask
-        if table[slot] < 0:
-            table[slot] = place
-        firsts[place] = table[slot]
-    return firsts
-
-
-@numba.njit(cache=True)
-def _top(codes, bounds, words, n):
-    firsts = _first_equals(codes, bounds, words, n)
-    if len(firsts) == 0:
-        return 0
-    counts = np.zeros(len(firsts), np.int32)
-    for first in firsts:
-        counts[first] += 1
-    top = np.argmax(counts)  # The first of equal ones.
-    return counts[top] * (bounds[top + n] - bounds[top] - 1)
-
-
-@numba.njit(cache=True)
-def _duplicate(codes, bounds, words, n):
-    firsts = _first_equals(codes, bounds, words, n)
-    seen = np.zeros(len(firsts), np.bool_)
-    characters = place = 0
-    while place < len(firsts):
-        if seen[firsts[place]]:
-            characters += bounds[place + n] - bounds[place]
-            place += n
-        else:
-            seen[firsts[place]] = True
-            place += 1
-    return characters
+@functools.cache
+def _powers(bits: int) -> np.ndarray:
+    """uint64 [2^bits + 1]: powers of BASE."""
+    factors = np.full((1 << bits) + 1, _BASE)
+    factors[0] = 1
+    return np.multiply.accumulate(factors)

@@ -4,7 +4,6 @@ import functools
 import sys
 from typing import NamedTuple
 
-import numba
 import numpy as np
 
 from smoljax.curation.punctuation import SYMBOLS
@@ -35,31 +34,24 @@ def count(joined: str) -> WordCounts:
     if not joined:
         return WordCounts(0, 0, 0, 0)
     codes = np.frombuffer(joined.encode("utf-32-le", "surrogatepass"), np.uint32)
-    return WordCounts(*_count(codes, _properties()))
-
-
-@numba.njit(cache=True)
-def _count(codes, properties):
-    words = alphabetic = no_symbols = characters = 0
-    size = found = 0
-    for at in range(len(codes) + 1):
-        if at < len(codes) and codes[at] != _SEPARATOR:
-            size += 1
-            found |= properties[codes[at]]
-        else:
-            words += 1
-            alphabetic += found & _ALPHABETIC
-            if found & _NO_SYMBOL:
-                no_symbols += 1
-                characters += size
-            size = found = 0
-    return words, alphabetic, no_symbols, characters
+    starts = np.concatenate([[0], np.flatnonzero(codes == _SEPARATOR) + 1])
+    lengths = np.diff(starts, append=len(codes) + 1) - 1
+    found = np.bitwise_or.reduceat(_properties()[codes], starts)
+    solid = found & _NO_SYMBOL > 0
+    return WordCounts(
+        len(starts),
+        int(np.count_nonzero(found & _ALPHABETIC)),
+        int(np.count_nonzero(solid)),
+        int(lengths[solid].sum()),
+    )
 
 
 @functools.cache
 def _properties() -> np.ndarray:
-    """uint8 [code points]."""
+    """uint8 [code points]; none of the character between words."""
     count = sys.maxunicode + 1
     alphabetic = np.fromiter(map(str.isalpha, map(chr, range(count))), np.uint8, count)
     symbols = np.fromiter(map(SYMBOLS.__contains__, map(chr, range(count))), np.uint8, count)
-    return alphabetic * _ALPHABETIC + (1 - symbols) * _NO_SYMBOL
+    properties = alphabetic * _ALPHABETIC + (1 - symbols) * _NO_SYMBOL
+    properties[_SEPARATOR] = 0
+    return properties

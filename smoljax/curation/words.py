@@ -18,6 +18,8 @@ from smoljax.errors import SmoljaxError, require
 # Chunks of one language that are remembered; longer ones than this rarely come again.
 _CAPACITY = 1 << 17
 _LONGEST = 48
+# Characters of documents that are remembered: a batch of readers.read.
+_DOCUMENTS = 8 << 20
 # Whitespace that is a word for spaCy: special cases do not look across it.
 BREAK = re.compile(r"\s{2,}|[^\S ]")
 
@@ -36,6 +38,33 @@ def words(text: str, language: str) -> list[str]:
 def joined_words(text: str, language: str) -> str:
     """`words`, joined by "\\n", which no word holds: faster, since most words are never made."""
     return _chunks(language).joined_words(text) if language in LANGUAGES else _spacy(text, language)
+
+
+def document_words(text: str, language: str) -> str:
+    """`joined_words`, remembered for a while: filters look at the documents of a batch one after the other."""
+    return _documents.joined_words(text, language)
+
+
+class _Documents:
+    """The joined words of the last documents."""
+
+    def __init__(self):
+        self._known: dict[tuple[str, str], str] = {}
+        self._characters = 0
+
+    def joined_words(self, text: str, language: str) -> str:
+        joined = self._known.get((text, language))
+        if joined is None:
+            joined = self._known[text, language] = joined_words(text, language)
+            self._characters += len(text)
+            while self._characters > _DOCUMENTS:
+                oldest = next(iter(self._known))
+                self._characters -= len(oldest[0])
+                del self._known[oldest]
+        return joined
+
+
+_documents = _Documents()
 
 
 class _Chunks:

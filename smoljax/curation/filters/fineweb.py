@@ -2,7 +2,7 @@
 
 from smoljax.curation.filters.check import Checks, Filter, above, below
 from smoljax.curation.punctuation import TERMINALS
-from smoljax.curation.words import joined_words
+from smoljax.curation.words import document_words
 
 
 @Filter
@@ -46,5 +46,5 @@ def fineweb(
             "duplicate_line_characters", repeated / characters, max_duplicate_line_characters
         )
     if max_newlines_per_word is not None:
-        words = joined_words(text, language).count("\n") + 1
+        words = document_words(text, language).count("\n") + 1
         yield above("list_like", newlines / words, max_newlines_per_word)

@@ -2,7 +2,7 @@
 
 from smoljax.curation import word_counts
 from smoljax.curation.filters.check import Checks, Filter, above, below
-from smoljax.curation.words import joined_words
+from smoljax.curation.words import document_words
 
 STOP_WORDS = ("the", "be", "to", "of", "and", "that", "have", "with")
 
@@ -33,7 +33,7 @@ def gopher_quality(
     word of all, or fractions of lines. Reasons: few_words, many_words, short_words, long_words, hashes, ellipses,
     bullet_lines, ellipsis_lines, few_alphabetic_words (with a letter), few_stop_words (distinct ones, case counts).
     """
-    joined = joined_words(text, language)
+    joined = document_words(text, language)
     counts = word_counts.count(joined)
     yield below("few_words", counts.no_symbols, min_words)
     yield above("many_words", counts.no_symbols, max_words)

@@ -4,7 +4,7 @@ import re
 
 from smoljax.curation.filters.check import Checks, Filter, above, below
 from smoljax.curation.repetition import Ngrams, duplicates
-from smoljax.curation.words import joined_words
+from smoljax.curation.words import document_words
 
 
 @Filter
@@ -49,7 +49,7 @@ def gopher_repetition(
             yield above(f"duplicate_{unit}s", count / len(parts), max_parts)
         if max_characters is not None:
             yield above(f"duplicate_{unit}_characters", characters / size, max_characters)
-    ngrams = Ngrams(joined_words(text, language))
+    ngrams = Ngrams(document_words(text, language))
     for n, fraction in max_top_ngrams:
         yield above(f"top_{n}_gram", ngrams.top_characters(n) / size, fraction)
     for n, fraction in max_duplicate_ngrams:
