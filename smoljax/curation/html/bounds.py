@@ -26,14 +26,25 @@ def check_tags(content: bytes, max_tags: int) -> None:
         raise DamagedPage("too_many_tags")
 
 
-def check_formatting(content: bytes) -> None:
+def nested_tags(content: bytes) -> int:
+    """Start tags less end tags, at the place where that is most; a tag that needs no end counts as open."""
+    characters = np.frombuffer(content, np.uint8)
+    at = np.flatnonzero(characters[:-1] == _LESS_THAN)
+    following = characters[at + 1]
+    letters = following | 32
+    starts = (letters >= ord("a")) & (letters <= ord("z"))
+    steps = starts.view(np.int8) - (following == _SLASH)
+    return int(steps.cumsum(dtype=np.int32).max(initial=0))
+
+
+def check_formatting(content: bytes, nested: int) -> None:
     """Raises DamagedPage "unclosed_formatting" for a page that its parser would blow up.
 
     A thousand <font> that nobody closes, with a thousand paragraphs behind each, are a million elements: 40 kB
-    of such a page took 15 seconds and 1.7 GB.
+    of such a page took 15 seconds and 1.7 GB. `nested` is the page's `nested_tags`.
     """
     tags = content.count(b"<")
-    if tags * tags < _MAX_REOPENED:
+    if nested * tags <= _MAX_REOPENED:
         return
     found = Counter((slash, name.lower()) for slash, name in _FORMATTING.findall(content))
     names = {name for _, name in found}
@@ -42,12 +53,12 @@ def check_formatting(content: bytes) -> None:
         raise DamagedPage("unclosed_formatting")
 
 
-def check_depth(content: bytes, tree: HTMLTree) -> None:
+def check_depth(tree: HTMLTree, nested: int) -> None:
     """Raises DamagedPage "too_deep" where more than 512 elements are nested.
 
     The walk over the tree takes as long as extraction; it is spared where the tags alone are not nested so deep.
     """
-    if _nested_tags(content) <= _MAX_DEPTH or tree.body is None:
+    if nested <= _MAX_DEPTH or tree.body is None:
         return
     depth = 0
 
@@ -58,14 +69,3 @@ def check_depth(content: bytes, tree: HTMLTree) -> None:
     traverse_dom(tree.body, enter, elements_only=True)
     if depth > _MAX_DEPTH:
         raise DamagedPage("too_deep")
-
-
-def _nested_tags(content: bytes) -> int:
-    """Start tags less end tags, at the place where that is most; a tag that needs no end counts as open."""
-    characters = np.frombuffer(content, np.uint8)
-    at = np.flatnonzero(characters[:-1] == _LESS_THAN)
-    following = characters[at + 1]
-    ends = following == _SLASH
-    starts = ((following | 32) >= ord("a")) & ((following | 32) <= ord("z"))
-    steps = starts.astype(np.int32) - ends
-    return int(steps.cumsum().max(initial=0))

@@ -2,7 +2,6 @@
 
 import itertools
 import re
-from collections.abc import Iterable
 
 from resiliparse.extract.html2text import extract_plain_text
 from resiliparse.parse.html import HTMLParserException, HTMLTree
@@ -29,11 +28,12 @@ def text(content: bytes, *, max_tags: int) -> str:
       DamagedPage: "unreadable_html", when no parser can make sense of the bytes, or a bound that the page breaks.
     """
     bounds.check_tags(content, max_tags)
-    bounds.check_formatting(content)
+    nested = bounds.nested_tags(content)
+    bounds.check_formatting(content, nested)
     page = characters.declared(content)
     try:
         tree = HTMLTree.parse(page)
-        bounds.check_depth(content, tree)
+        bounds.check_depth(tree, nested)
         text = _plain(tree, main_content=True)
         landmark = tree.body and tree.body.query_selector(_LANDMARKS)
         if landmark and len(text) < _LEAST_SHARE * len(landmark.text):
@@ -42,13 +42,15 @@ def text(content: bytes, *, max_tags: int) -> str:
                 text = declared
     except HTMLParserException as error:
         raise bounds.DamagedPage("unreadable_html") from error
-    lines = (line.rstrip() for line in text.replace("¶", "").split("\n"))
+    lines = [line.rstrip() for line in text.replace("¶", "").split("\n")]
     text = _BLANK_LINES.sub("\n\n", _without_repeats(lines)).strip("\n")
     return text and text + "\n"
 
 
-def _without_repeats(page: Iterable[str]) -> str:
+def _without_repeats(page: list[str]) -> str:
     """The lines as text; of a line that stands three times running or more (captions of a slide show), leaves one."""
+    if not any(a and a == b == c for a, b, c in zip(page, page[1:], page[2:])):
+        return "\n".join(page)
     lines = []
     for line, run in itertools.groupby(page):
         count = len(list(run))

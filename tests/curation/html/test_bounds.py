@@ -39,12 +39,11 @@ def test_depth_is_that_of_the_tree():
 
 
 def test_formatting_that_is_never_closed():
-    bounds.check_formatting(unclosed(1000, closed=900))
-    bounds.check_formatting(unclosed(100))
-    with pytest.raises(DamagedPage, match="unclosed_formatting"):
-        bounds.check_formatting(unclosed(1000))
-    with pytest.raises(DamagedPage, match="unclosed_formatting"):
-        text(unclosed(1000, closed=100))
+    for page in (unclosed(1000, closed=900), unclosed(100)):
+        bounds.check_formatting(page, bounds.nested_tags(page))
+    for page in (unclosed(1000), unclosed(1000, closed=100)):
+        with pytest.raises(DamagedPage, match="unclosed_formatting"):
+            text(page)
 
 
 @pytest.mark.parametrize("page", [b"", b"<", b"</", b"a<", b"\xff\xfe<\0", b"<p", b"<!--"])
