@@ -64,13 +64,16 @@ def run_item(item: WorkItem, directory: str) -> dict:
 
 
 def finished(item: WorkItem, directory: str) -> dict | None:
-    """The manifest of an item that was run under its key and whose files are all there, or None."""
+    """The manifest of an item that was run under its key and whose files are all there, or None.
+
+    A manifest that was changed does not count: its numbers go into those of the whole run.
+    """
     folder = f"{directory}/{item.name}"
     try:
         manifest = json.loads(storage.read_bytes(f"{folder}/{_MANIFEST}"))
     except (OSError, ValueError):
         return None
-    if manifest.get("key") != item.key:
+    if manifest.get("key") != item.key or manifest.pop("checksum", "") != _checksum(manifest):
         return None
     for name, file in manifest["files"].items():
         if storage.size(f"{folder}/{name}") != file["bytes"]:
@@ -132,8 +135,12 @@ def _fill(folder: Path, item: WorkItem) -> dict:
         },
         "seconds": round(time.monotonic() - start, 3),
     }
-    files.atomic_write_json(folder / _MANIFEST, manifest)
+    files.atomic_write_json(folder / _MANIFEST, {**manifest, "checksum": _checksum(manifest)})
     return manifest
+
+
+def _checksum(manifest: dict) -> str:
+    return xxhash.xxh3_128_hexdigest(json.dumps(manifest, sort_keys=True).encode())
 
 
 def _file_hash(path: Path) -> str:

@@ -144,7 +144,8 @@ def assemble(shards: Sequence[Shard], directory: str, workdir: Path, manifest: M
             items.forget_fetched()
             numbers[shard.source] += 1
         if manifest["decontamination"] is not None:
-            _write_hits(folder, directory, len(shards), manifest["decontamination"])
+            folders = [f"{directory}/contamination/{number:05d}" for number in range(len(shards))]
+            decontamination_steps.write_hits(folder, folders, manifest["decontamination"])
         files.atomic_write_json(folder / "manifest.json", manifest)
 
 
@@ -182,18 +183,6 @@ def _hits(
     return decontamination_steps.summary(
         index.folders[0], index.results[0], found.folders, found.results
     )
-
-
-def _write_hits(folder: Path, directory: str, shards: int, contamination: Mapping) -> None:
-    """documents/decontamination.json, the counts; documents/decontamination.jsonl, every hit in the order of the shards."""
-    files.atomic_write_json(folder / "decontamination.json", contamination)
-    with open(folder / "decontamination.jsonl", "wb") as target:
-        for number in range(shards):
-            with open(
-                items.verified(f"{directory}/contamination/{number:05d}", "hits.jsonl"), "rb"
-            ) as found:
-                shutil.copyfileobj(found, target)
-    items.forget_fetched()
 
 
 @dataclass(frozen=True)

@@ -218,6 +218,20 @@ def test_a_full_disk_is_named_and_with_room_the_same_command_goes_on(corpus):
     assert whole
 
 
+def test_a_changed_bit_in_a_manifest_of_each_step_makes_its_item_again(corpus):
+    """Wherever in the manifest it is, in the counts of a stage too."""
+    whole = documents(run_here(corpus, "run"))
+    draw = random.Random(0)
+    for _ in range(4):
+        for step in STEPS:
+            path = draw.choice(sorted((corpus / "run/curation" / step).glob("*/manifest.json")))
+            data = bytearray(path.read_bytes())
+            data[draw.randrange(len(data))] ^= 1 << draw.randrange(7)
+            path.write_bytes(data)
+        shutil.rmtree(corpus / "run/documents")
+        assert documents(run_here(corpus, "run")) == whole
+
+
 STEPS = ("evaluation", "extract", "filter", "signatures", "exact", "bands", "clusters", "finish", "contamination")  # fmt: skip
 
 

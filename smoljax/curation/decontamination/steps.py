@@ -6,6 +6,7 @@ Folders under `<workdir>/curation/`:
 """
 
 import json
+import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from smoljax import files
 from smoljax.curation import items as work_items
 from smoljax.curation.decontamination.evaluation_sets import EvaluationSet
 from smoljax.curation.decontamination.index import Index, build
@@ -83,6 +85,16 @@ def summary(
         name: {**count, "items_hit": items_hit[name], "documents": documents[name]}
         for name, count in counts.items()
     }
+
+
+def write_hits(documents: Path, folders: Sequence[str], found: Mapping) -> None:
+    """Writes decontamination.json, what was `found`, and decontamination.jsonl, every hit in the order of the folders."""
+    files.atomic_write_json(documents / "decontamination.json", found)
+    with open(documents / "decontamination.jsonl", "wb") as target:
+        for folder in folders:
+            with open(work_items.verified(folder, "hits.jsonl"), "rb") as hits:
+                shutil.copyfileobj(hits, target)
+    work_items.forget_fetched()
 
 
 def _contaminated(folder: str) -> Iterator[dict]:
