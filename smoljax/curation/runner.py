@@ -107,7 +107,8 @@ def _in_pool(
     items: list[WorkItem], directory: Path, workers: int
 ) -> Iterator[tuple[WorkItem, dict]]:
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["smoljax.curation.steps"])
+    # Loaded once, and shared by all workers: spaCy is half of what a worker would take.
+    context.set_forkserver_preload(["smoljax.curation.steps", "spacy"])
     pool = {}
     for _ in range(workers):
         ours, theirs = context.Pipe()
@@ -170,6 +171,7 @@ def _serve(pipe: connection.Connection, directory: Path) -> None:
     import pyarrow as pa
 
     pa.set_cpu_count(1)
+    pa.set_memory_pool(pa.system_memory_pool())  # Arrow's own keeps what it has freed.
     while True:
         arrived.acquire()
         try:

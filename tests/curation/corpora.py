@@ -105,6 +105,12 @@ def pages(language: str, count: int) -> list[tuple[str, bytes]]:
         return [(name, (folder() / name).read_bytes()) for name in named[:count]]
 
 
+def count_pages(language: str) -> int:
+    """How many distinct HTML pages there are in a language, or of "web"."""
+    with _prepared(language):
+        return len(_page_names(language))
+
+
 def folder() -> Path:
     """Where the packages lie unpacked, one folder each."""
     default = _ROOT / ".pytest_cache" / "corpora"
