@@ -8,7 +8,7 @@ the sides take turns, so that noise from neighbours meets both.
   filters     the chain gopher_repetition, gopher_quality, c4, fineweb, which ends at the first rule that fails, on one core
   signatures  MinHash signatures of FineWeb's script (14 x 8, sha1), on one core
   job         JSONL files to documents: the same filters and MinHash deduplication, from process start to end, with one worker on
-              one core and two on two; memory is the greatest peak of any process
+              one core and two on two; memory is the greatest share of any process
   pages       WARC files to documents by the preset "fast", likewise (datatrove has no fast extractor: smoljax alone)
 """
 
@@ -16,7 +16,6 @@ import argparse
 import datetime
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -29,6 +28,7 @@ ROOT = Path(__file__).parent.parent
 SIDES = ("smoljax", "datatrove")
 PARTS = ("filters", "signatures", "job", "pages")
 FILTERS = ("gopher_repetition", "gopher_quality", "c4", "fineweb")
+C4 = {"terminal_lines": False}  # As FineWeb runs it.
 FILES = 8
 RECIPE = """
 from smoljax.curation.sources import Files
@@ -69,7 +69,7 @@ def _in_turns(part: str, args: argparse.Namespace) -> list[str]:
     assert len({run["outcome"] for runs in found.values() for run in runs}) == 1, found
     rates = {s: [run["documents"] / run["seconds"] for run in runs] for s, runs in found.items()}
     ratios = [ours / theirs for ours, theirs in zip(*rates.values())]
-    memory = {side: runs[0]["peak_mb"] for side, runs in found.items()}
+    memory = {side: max(run["greatest_mb"] for run in runs) for side, runs in found.items()}
     return [
         f"\n### {part}: {found['smoljax'][0]['documents']:,} documents, one core, first sight; "
         f"both sides: {found['smoljax'][0]['outcome']}\n",
@@ -127,20 +127,22 @@ def _ask(part: str, side: str, args: argparse.Namespace, *, workers: int) -> dic
 
 
 def _watch(pid: int, peaks: dict[int, float]) -> None:
-    """Keeps the peak memory (MB) of a process and all that it started, as long as it lives."""
+    """Keeps the peak memory (MB) of a process and of all that it started, as long as it lives.
+
+    Pages that several processes share count for each in its part (Pss), so that the sum is what the machine needs.
+    """
     import psutil
 
-    try:
-        root = psutil.Process(pid)
-        while root.is_running() and root.status() != psutil.STATUS_ZOMBIE:
+    while psutil.pid_exists(pid):
+        try:
+            root = psutil.Process(pid)
             for process in [root, *root.children(recursive=True)]:
-                status = Path(f"/proc/{process.pid}/status").read_text()
-                peak = next((x for x in status.splitlines() if x.startswith("VmHWM")), "VmHWM: 0")
-                peaks[process.pid] = int(peak.split()[1]) / 1e3
-            time.sleep(0.1)
-    except (psutil.NoSuchProcess, FileNotFoundError, ProcessLookupError):
-        if psutil.pid_exists(pid):
-            _watch(pid, peaks)
+                lines = Path(f"/proc/{process.pid}/smaps_rollup").read_text().splitlines()
+                share = next(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+                peaks[process.pid] = max(peaks.get(process.pid, 0.0), share / 1e3)
+        except (psutil.NoSuchProcess, OSError, StopIteration):
+            pass  # One of them has ended meanwhile.
+        time.sleep(0.1)
 
 
 def _write_input(args: argparse.Namespace) -> None:
@@ -173,7 +175,7 @@ def _smoljax_filters(args: argparse.Namespace) -> dict:
     from smoljax.curation import chain, schema
 
     columns = {name: [""] for name in ("id", "source", "path", "media_type")}
-    steps = chain.build({"order": ("extract", *FILTERS)}).before_dedup
+    steps = chain.build({"order": ("extract", *FILTERS), "c4": C4}).before_dedup
 
     def batch(texts: list[str]) -> pa.RecordBatch:
         filled = {name: value * len(texts) for name, value in columns.items()}
@@ -259,13 +261,12 @@ def _datatrove_signatures(args: argparse.Namespace) -> dict:
 
 def _figures(start: float, texts: list[str], outcome: str) -> dict:
     seconds = time.perf_counter() - start
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
-    return {"seconds": seconds, "documents": len(texts), "outcome": outcome, "peak_mb": peak}
+    return {"seconds": seconds, "documents": len(texts), "outcome": outcome}
 
 
 def _smoljax_job(args: argparse.Namespace) -> dict:
     dedup = {"exact": False, "minhash": "fineweb"}
-    preset = {"order": ("extract", *FILTERS, "dedup"), "dedup": dedup}
+    preset = {"order": ("extract", *FILTERS, "dedup"), "dedup": dedup, "c4": C4}
     return _curate(args, "*.jsonl", {"documents": preset}, "documents")
 
 
