@@ -186,15 +186,19 @@ def _by_language(
 ) -> tuple[pa.RecordBatch, pa.RecordBatch]:
     """Runs a filter on the rows of each language with the arguments of that language; rows keep their order."""
     languages = [code or LANGUAGE for code in batch.column("language").to_pylist()]
-    rows = pa.array(range(batch.num_rows), pa.int64())
-    numbered = batch.append_column("row", rows)
+
+    def run(part: pa.RecordBatch, code: str) -> tuple[pa.RecordBatch, pa.RecordBatch]:
+        given = arguments.get(code, arguments[None])
+        return function(part, **given, **({"language": code} if reads_language else {}))
+
+    found = sorted(set(languages)) or [LANGUAGE]
+    if len(found) == 1:
+        return run(batch, found[0])
+    numbered = batch.append_column("row", pa.array(range(batch.num_rows), pa.int64()))
     kept, removed = [], []
-    for code in sorted(set(languages)) or [LANGUAGE]:
-        given = dict(arguments.get(code, arguments[None]))
-        if reads_language:
-            given["language"] = code
-        part = numbered.filter(pa.array([language == code for language in languages], pa.bool_()))
-        kept_part, removed_part = function(part, **given)
+    for code in found:
+        rows = pa.array([language == code for language in languages], pa.bool_())
+        kept_part, removed_part = run(numbered.filter(rows), code)
         kept.append(kept_part)
         removed.append(removed_part)
     return _in_order(kept), _in_order(removed)
