@@ -98,12 +98,12 @@ def variants(host: str, number: int) -> list[str]:
 
 
 def listed(oracle: URLFilter) -> list[str]:
-    """Addresses around 600 listed hosts, every kind of them, and 200 listed addresses."""
+    """Addresses around 500 listed hosts, every kind of them, and 200 listed addresses."""
     assets = huggingface_hub.cached_assets_path("datatrove", "filters", "url_filter")
     domains = (assets / "domains").read_text().split()[::10]
     odd = [d for d in domains if re.fullmatch(r"[\d.]+", d) or "xn--" in d or d.count(".") > 3]
     draw = random.Random(5)
-    hosts = draw.sample(domains, 400) + draw.sample(odd, 200)
+    hosts = draw.sample(domains, 300) + draw.sample(odd, 200)
     found = [a for number, host in enumerate(hosts) for a in variants(host, number)]
     for address in draw.sample(sorted(oracle.block_listed_url), 200):
         found += [address, f"http://{address}", address.upper(), address[:-1], address + " "]

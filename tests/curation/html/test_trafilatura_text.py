@@ -36,9 +36,9 @@ def datatrove(pages: list[str]) -> list[str]:
 
 @pytest.fixture(scope="module")
 def pages() -> list[bytes]:
-    """Pages of news and of manuals that are quick to extract."""
-    manuals = [page for _, page in corpora.pages("en", 260) if page.count(b"<") < 1500]
-    return [page for _, page in corpora.pages("web", 29)] + manuals[:110]
+    """Pages of news and of manuals that are quick to extract, and six of these three times more."""
+    manuals = [page for _, page in corpora.pages("en", 260) if page.count(b"<") < 800]
+    return [page for _, page in corpora.pages("web", 29)] + manuals[:90] + manuals[:6] * 3
 
 
 @pytest.mark.network
@@ -47,13 +47,13 @@ def test_text_is_datatroves_on_pages_in_their_order(pages):
     expected = datatrove(decoded)
     assert in_order(pages) == expected
     assert sum(map(bool, expected)) > 100
-    backwards = in_order(pages[::-1])[::-1]
-    assert backwards != expected  # The memory shows: as it does in datatrove's own text.
+    # The memory shows: pages that come for the fourth time lose passages, in datatrove's text and in ours.
+    assert expected[-6:] != expected[29:35]
 
 
 @pytest.mark.network
 def test_a_page_alone_gives_the_same_text_whatever_came_before(pages):
-    some = pages[20:60]
+    some = pages[20:50]
     first = alone(some)
     in_order(pages[:20])
     assert alone(some[::-1])[::-1] == first
