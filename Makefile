@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: quickstart test test-export lint format install golden
+.PHONY: quickstart test test-export lint format install golden golden-plans
 
 quickstart: install  ## raw pages and PDFs to a trained, evaluated, talking model, in runs/quickstart
 	$(BIN)/python -m smoljax.flow --config=configs/quickstart.py --workdir=runs/quickstart
@@ -26,6 +26,10 @@ format: install
 
 golden: install  ## rewrite tests/golden after a deliberate change of a config
 	$(BIN)/python -m tests.golden.flatten
+
+golden-plans: install  ## compile the large configs for TPU slices again and rewrite tests/golden/plan (about 15 minutes on one core)
+	$(BIN)/python -m pip install --quiet -e '.[plan]'
+	$(BIN)/python -m tests.planning.golden
 
 install: $(INSTALLED)
 
