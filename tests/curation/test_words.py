@@ -153,6 +153,15 @@ def test_memory_is_bounded():
     assert 20 * size > 2 * module._CAPACITY
 
 
+def test_documents_are_remembered_up_to_a_number_of_characters(monkeypatch):
+    monkeypatch.setattr(module, "_DOCUMENTS", 1000)
+    documents = module._Documents()
+    texts = [f"{'word ' * 50}{number}" for number in range(20)]
+    for text in [*texts, "x" * 2000, *texts]:
+        assert documents.joined_words(text, "en") == joined_words(text, "en")
+        assert sum(len(text) for text, _ in documents._known) == documents._characters <= 1000
+
+
 def test_other_languages_are_cut_by_spacy_and_unknown_ones_are_refused():
     text = "Dat is m.a.w. z'n auto, van 's morgens."
     assert words(text, "nl") == theirs(text, "nl")
