@@ -10,7 +10,7 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,16 @@ class WorkItem:
     argument: Any
     size: int
     label: str
+
+
+def hash_of(*parts: object) -> str:
+    """32 hexadecimal digits of anything that JSON can write."""
+    return xxhash.xxh3_128_hexdigest(as_json(parts).encode())
+
+
+def as_json(value: object) -> str:
+    """A configuration as JSON; equal ones give equal text."""
+    return json.dumps(value, sort_keys=True, default=_jsonable)
 
 
 def run_item(item: WorkItem, directory: str) -> dict:
@@ -149,3 +159,9 @@ def _file_hash(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def _jsonable(value: object) -> object:
+    if isinstance(value, Mapping):
+        return dict(value)
+    raise SmoljaxError(f"a configuration cannot hold {value!r} of type {type(value).__name__}")

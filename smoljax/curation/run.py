@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from smoljax import files
-from smoljax.curation import chain, decontamination, pipeline, presets, runner
+from smoljax.curation import chain, decontamination, items, pipeline, presets, runner, step_runner
 from smoljax.curation import sources as sources_module
 from smoljax.errors import SmoljaxError
 
@@ -120,7 +120,7 @@ def curate(
             "stages": stage_table,
             "sources": _sum_by_source(shards, results),
             "decontamination": contamination,
-            "presets": json.loads(pipeline.as_json(config.presets)),
+            "presets": json.loads(items.as_json(config.presets)),
             "config_hash": config_hash,
             "inputs_hash": inputs_hash,
         }
@@ -257,10 +257,10 @@ def _hashes(config: CurationConfig, shards, sets) -> tuple[str, str, dict[str, f
         for shard in shards
     }
     looked_for = [config.decontamination_ngram, decontamination.fingerprint(sets)] if sets else []
-    config_hash = pipeline.hash_of(
-        pipeline.CODE_VERSION, config.presets, config.max_document_bytes, fractions, looked_for
+    config_hash = items.hash_of(
+        step_runner.CODE_VERSION, config.presets, config.max_document_bytes, fractions, looked_for
     )
-    return config_hash, pipeline.hash_of([pipeline.fingerprint(s) for s in shards]), fractions
+    return config_hash, items.hash_of([pipeline.fingerprint(s) for s in shards]), fractions
 
 
 def _nothing_left(manifest: Mapping) -> str:

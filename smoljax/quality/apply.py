@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 
-from smoljax.curation import items, pipeline, storage
+from smoljax.curation import items, storage
 from smoljax.progress import Progress
 from smoljax.quality.embedders import Embedder
 from smoljax.quality.head import Head
@@ -54,7 +54,7 @@ def score(
     all_items = [
         items.WorkItem(
             name=file.name,
-            key=pipeline.hash_of(CODE_VERSION, file.sha256, *fingerprints),
+            key=items.hash_of(CODE_VERSION, file.sha256, *fingerprints),
             work=work,
             argument=file,
             size=file.rows,

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from smoljax import files
-from smoljax.curation import pipeline, runner
+from smoljax.curation import items, runner
 from smoljax.errors import SmoljaxError
 from smoljax.progress import Progress
 from smoljax.quality import annotations, apply, evaluation, scores
@@ -111,7 +111,7 @@ def _train(
     """The head that was trained on these annotations, and the table of what it is worth."""
     directory = workdir / "quality"
     path, report = directory / "head.json", directory / "evaluation.md"
-    key = pipeline.hash_of(
+    key = items.hash_of(
         CODE_VERSION,
         file_sha256(annotated),
         [file.sha256 for file in found],

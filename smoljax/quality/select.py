@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from smoljax import files
-from smoljax.curation import items, pipeline, runner, schema, shard_files
+from smoljax.curation import items, runner, schema, shard_files
 from smoljax.errors import SmoljaxError
 from smoljax.quality import scores
 from smoljax.quality.config import MAX_SCORE, int_scores
@@ -54,7 +54,7 @@ def select(
     """
     groups = _groups(selectable)
     work_items = _items(groups, workdir / "quality" / "scores", cutoff, keys)
-    key = pipeline.hash_of([item.key for item in work_items])
+    key = items.hash_of([item.key for item in work_items])
     finished = _finished(workdir, key)
     if finished is not None:
         return finished
@@ -88,7 +88,7 @@ def _items(
     return [
         items.WorkItem(
             name=f"{group[0].source}-{group[0].path.stem}",
-            key=pipeline.hash_of(
+            key=items.hash_of(
                 CODE_VERSION, float(cutoff), [(f.name, f.sha256, keys.get(f.name)) for f in group]
             ),
             work=write,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from smoljax import files
-from smoljax.curation import items, pipeline
+from smoljax.curation import items
 from smoljax.curation.report import inputs, numbers, page
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def write(
     """
     workdir = Path(workdir)
     manifest = inputs.read_manifest(workdir)
-    made_from = pipeline.hash_of(
+    made_from = items.hash_of(
         VERSION,
         manifest["config_hash"],
         manifest["inputs_hash"],
