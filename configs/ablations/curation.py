@@ -36,7 +36,7 @@ def get_config() -> ConfigDict:
     config.ablation = ConfigDict(dict(preset="fast", heldout=("books",), seeds=3))
     config.tokenizer = ConfigDict(dict(directory="", vocab_size=4096))
     config.shards = ConfigDict(dict(block_tokens=2**16))
-    config.data = ConfigDict(dict(directory="", sources=(), seq_len=256, batch_size=16))
+    config.data = ConfigDict(dict(directory="", sources=(), seq_len=256, batch_size=8))
     config.model = ConfigDict(
         dict(
             vocab_size=4096,
@@ -68,12 +68,12 @@ def get_config() -> ConfigDict:
     )
     config.training = ConfigDict(
         dict(
-            num_steps=300,
-            loss_chunk=4096,
+            num_steps=200,
+            loss_chunk=2048,
             log_every=50,
-            eval_every=300,
+            eval_every=200,
             eval_batches=64,
-            checkpoint_every=300,
+            checkpoint_every=200,
             keep_checkpoints=1,
             checkpoint_directory="",
         )
