@@ -1,7 +1,7 @@
 """Claim: smoljax curates faster than datatrove 0.10, in less memory, with the same decisions.
 
     pip install "smoljax[data,test]" orjson  # datatrove reads JSONL with it
-    python benchmarks/curation.py [--parts filters signatures job pages] [--documents 5000] [--rounds 3]
+    python benchmarks/curation.py [--parts filters signatures job pages] [--documents 2000] [--rounds 3]
 
 Real documents (tests/curation/corpora.py, English), each side in a process of its own that sees the text for the first time;
 the sides take turns, so that noise from neighbours meets both.
@@ -41,7 +41,7 @@ def sources(workdir):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
-    parser.add_argument("--documents", type=int, default=5000)
+    parser.add_argument("--documents", type=int, default=2000)
     parser.add_argument("--rounds", type=int, default=3, help="of filters and signatures")
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
