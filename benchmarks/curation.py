@@ -193,7 +193,7 @@ def _smoljax_filters(args: argparse.Namespace) -> dict:
     texts = _texts(args)
     run(["Loads what is loaded at the first call."])
     start = time.perf_counter()
-    kept = sum(run(texts[at : at + 512]) for at in range(0, len(texts), 512))
+    kept = sum(run(texts[at : at + 128]) for at in range(0, len(texts), 128))
     return _figures(start, texts, f"{kept:,} kept")
 
 

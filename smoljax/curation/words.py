@@ -19,7 +19,7 @@ from smoljax.errors import SmoljaxError, require
 _CAPACITY = 1 << 17
 _LONGEST = 48
 # Characters of documents that are remembered: a batch of readers.read.
-_DOCUMENTS = 8 << 20
+_DOCUMENTS = 2 << 20
 # Whitespace that is a word for spaCy: special cases do not look across it.
 BREAK = re.compile(r"\s{2,}|[^\S ]")
 
