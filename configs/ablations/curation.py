@@ -3,7 +3,12 @@
 Command:   python benchmarks/curation_ablation.py --workdir=runs/curation_ablation
            (writes the pages as WARC files, then runs
            python -m smoljax.curate --only=ablation --config=configs/ablations/curation.py --workdir=DIR)
-Hardware:  2 CPU cores.
+Hardware:  one CPU core (Intel Xeon), with other work beside it.
+Time:      40 minutes for 8 variants of 3 seeds.
+Expected:  (2026-11-25) bits per byte of the books: raw 2.591, all of the preset 2.484, which is 0.107 ± 0.035 less by pairs of
+           equal seed (95% interval). Of the stages alone gopher_quality (0.123 ± 0.088), language (0.061 ± 0.050) and
+           gopher_repetition (0.044 ± 0.006) help; c4, fineweb and dedup cannot be told from none here. It is the beginning of
+           training: 409,600 tokens. Table and plot: benchmarks/results/curation_ablation.{md,png}.
 """
 
 from ml_collections import ConfigDict
