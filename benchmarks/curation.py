@@ -1,7 +1,7 @@
 """Claim: smoljax curates faster than datatrove 0.10, in less memory, with the same decisions.
 
     pip install "smoljax[data,test]" orjson  # datatrove reads JSONL with it
-    python benchmarks/curation.py [--parts filters signatures job pages] [--documents 2000] [--rounds 3]
+    python -m benchmarks.curation [--parts filters signatures job pages] [--documents 2000] [--rounds 3]
 
 Real documents (tests/curation/corpora.py, English), each side in a process of its own that sees the text for the first time;
 the sides take turns, so that noise from neighbours meets both.
@@ -343,7 +343,7 @@ def _about(args: argparse.Namespace) -> str:
     peers = ", ".join(
         f"{name} {version(name)}" for name in ("datatrove", "spacy", "numba", "numpy")
     )
-    command = f"python benchmarks/curation.py --parts {' '.join(args.parts)}"
+    command = f"python -m benchmarks.curation --parts {' '.join(args.parts)}"
     return f"{datetime.date.today()}, {len(os.sched_getaffinity(0))} cores, {peers}\n\n`{command}`"
 
 

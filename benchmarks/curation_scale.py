@@ -1,7 +1,7 @@
 """Claim: the cost of curation is linear in documents, and the memory of a worker does not grow with them.
 
     pip install "smoljax[data,report,test]"
-    python benchmarks/curation_scale.py [--sizes 10000 30000 100000 300000 1000000] [--folder DIR]
+    python -m benchmarks.curation_scale [--sizes 10000 30000 100000 300000 1000000] [--folder DIR]
 
 Documents are mixtures of real sentences (tests/curation/corpora.py, English), about 900 bytes each; one in twenty is an exact
 copy of an earlier one and one in twenty a near copy (one sentence replaced). They lie in JSONL files of 16 MB and pass all of the
@@ -116,7 +116,7 @@ def write_results(rows: list[dict]) -> None:
 
     stem = ROOT / f"benchmarks/results/curation_scale_{datetime.date.today()}"
     lines = [
-        f"{datetime.date.today()}, one process; `python benchmarks/curation_scale.py`\n",
+        f"{datetime.date.today()}, one process; `python -m benchmarks.curation_scale`\n",
         "| documents | MB | kept | exact copies | near copies | CPU s | documents per CPU s | peak memory |",
         "|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]

@@ -1,6 +1,6 @@
 """What FineWeb's filters are worth: one small model trained on raw pages, on what each filter leaves, and on what all leave.
 
-Command:   python benchmarks/curation_ablation.py --workdir=runs/curation_ablation
+Command:   python -m benchmarks.curation_ablation --workdir=runs/curation_ablation
            (writes the pages as WARC files, then runs
            python -m smoljax.curate --only=ablation --config=configs/ablations/curation.py --workdir=DIR)
 Hardware:  one CPU core (Intel Xeon), with other work beside it.
