@@ -1,4 +1,4 @@
-"""Claim: smoljax curates faster than datatrove 0.10, in less memory, with the same decisions.
+"""Claim: smoljax curates several times as fast as datatrove 0.10, with the same decisions; and what memory both take.
 
     pip install "smoljax[data,test]" orjson  # datatrove reads JSONL with it
     python -m benchmarks.curation [--parts filters signatures job pages] [--documents 2000] [--rounds 3]
