@@ -2,11 +2,11 @@
 
 Command:   make quickstart
            (= python -m smoljax.flow --config=configs/quickstart.py --workdir=runs/quickstart)
-Hardware:  2 CPU cores (AMD EPYC), less than 2 GB of memory.
-Time:      5 minutes after installation, of which training 4.
-Expected:  1.749 bits per byte of all held-out text (gzip -9 2.254, xz -9 1.923), measured on 2026-11-24:
-           django_docs 1.608, django_code 1.446, sqlalchemy_html 1.512, sphinx_docs 1.949; the two small sources,
-           pypdf_pdf 2.909 and newspaper_html 3.010, have too little text to learn from and stay behind xz.
+Hardware:  2 CPU cores (Intel Xeon), less than 2 GB of memory.
+Time:      6 minutes after installation, of which training 5.
+Expected:  1.646 bits per byte of all held-out text (gzip -9 2.198, xz -9 1.876), measured on 2026-11-25:
+           django_docs 1.604, django_code 1.431, sqlalchemy_html 1.486, sphinx_docs 1.962 and newspaper_html 3.120 are
+           ahead of xz; pypdf_pdf 2.896 has too little text to learn from and stays behind it.
 """
 
 from ml_collections import ConfigDict
