@@ -6,7 +6,7 @@ Hardware:  2 CPU cores (Intel Xeon), less than 2 GB of memory.
 Time:      4 minutes after installation, of which training 3.
 Expected:  1.642 bits per byte of all held-out text (gzip -9 2.206, xz -9 1.877), measured on 2026-11-25:
            django_docs 1.590, django_code 1.437, sqlalchemy_html 1.480, newspaper_html 3.083, sphinx_docs 1.945 are ahead of xz;
-           pypdf_pdf 2.916 stay behind it, with too little text to learn from.
+           pypdf_pdf 2.916 stays behind it, with too little text to learn from.
 """
 
 from ml_collections import ConfigDict
