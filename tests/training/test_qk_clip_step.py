@@ -70,17 +70,18 @@ def clipped():
 
 def test_a_large_rate_grows_past_tau_and_with_clipping_stays():
     tau = 10.0
-    never, _ = run_steps(1e9, num_steps=34)  # Measures, and never fires.
-    seen, _ = run_steps(tau, num_steps=30)
+    # At a rate where the last bit of a processor's sums does not decide how far a step goes.
+    rate = dataclasses.replace(LARGE_RATE, learning_rate=0.12)
+    never, _ = run_steps(1e9, optimizer=rate, num_steps=52)  # Measures, and never fires.
+    seen, _ = run_steps(tau, optimizer=rate, num_steps=52)
     assert (series(never, "qk_clipped") == 0).all()
     assert series(never, "max_logit")[-5:].min() > 4 * tau
     # Beyond tau there is only what one step adds: to a head that ended the last one at tau, and to what its layer reads.
-    # That is no closed form, and runs at such a rate part by the last bit of a processor's sums: up to 16.4 was seen.
-    assert series(seen, "max_logit").max() < 2 * tau
+    assert series(seen, "max_logit").max() < 1.6 * tau
     fired = series(seen, "qk_clipped")
     np.testing.assert_array_equal(fired > 0, series(seen, "max_logit") > tau)
     assert fired[-10:].min() > 0
-    assert seen[-1]["loss"] < 1.1 * never[len(seen) - 1]["loss"]
+    assert seen[-1]["loss"] < 1.1 * never[-1]["loss"]
 
 
 def test_metrics_are_those_of_the_forward_pass(clipped):
