@@ -24,9 +24,6 @@ from smoljax.curation.dedup import DedupConfig
 from smoljax.curation.dedup import config as dedup_config
 from smoljax.errors import SmoljaxError
 
-# Of documents without a language, as the filters of words take them.
-LANGUAGE = "en"
-
 _FILTERS: dict[str, schema.Stage] = {name: getattr(filters, name) for name in filters.__all__}
 _FORMATTERS: dict[str, Callable[..., formatters.Formatter]] = {
     "encoding": formatters.Encoding,
@@ -185,13 +182,13 @@ def _by_language(
     batch: pa.RecordBatch,
 ) -> tuple[pa.RecordBatch, pa.RecordBatch]:
     """Runs a filter on the rows of each language with the arguments of that language; rows keep their order."""
-    languages = [code or LANGUAGE for code in batch.column("language").to_pylist()]
+    languages = [code or schema.LANGUAGE for code in batch.column("language").to_pylist()]
 
     def run(part: pa.RecordBatch, code: str) -> tuple[pa.RecordBatch, pa.RecordBatch]:
         given = arguments.get(code, arguments[None])
         return function(part, **given, **({"language": code} if reads_language else {}))
 
-    found = sorted(set(languages)) or [LANGUAGE]
+    found = sorted(set(languages)) or [schema.LANGUAGE]
     if len(found) == 1:
         return run(batch, found[0])
     numbered = batch.append_column("row", pa.array(range(batch.num_rows), pa.int64()))

@@ -83,6 +83,11 @@ def defaults() -> dict[str, dict[str, dict]]:
 
     Thresholds that are not named here are the filter's own.
     """
+    return _english_pages() | _six_languages() | _chosen()
+
+
+def _english_pages() -> dict[str, dict]:
+    """Pages of a crawl, as FineWeb filters them."""
     return {
         "fineweb": {
             "order": ("url", "extract", "language", *_TEXT_FILTERS, "dedup", "pii"),
@@ -111,6 +116,18 @@ def defaults() -> dict[str, dict[str, dict]]:
             "dedup": {"exact": False, "minhash": "fineweb", "scope": "source"},
             "pii": {"counter": "shard"},
         },
+        "fast": {
+            "order": ("extract", "language", *_TEXT_FILTERS, "dedup", "pii"),
+            "language": {"languages": ("en",), "min_score": 0.65},
+            "c4": {"terminal_lines": False},
+            "dedup": {"minhash": "fineweb2"},
+        },
+    }
+
+
+def _six_languages() -> dict[str, dict]:
+    """Pages as FineWeb2 filters them, and PDFs as FinePDFs does."""
+    return {
         "fineweb2": {
             "order": (
                 "extract",
@@ -161,12 +178,12 @@ def defaults() -> dict[str, dict[str, dict]]:
             },
             "dedup": {"ignore_whitespace": True, "minhash": "finepdfs", "by_language": True},
         },
-        "fast": {
-            "order": ("extract", "language", *_TEXT_FILTERS, "dedup", "pii"),
-            "language": {"languages": ("en",), "min_score": 0.65},
-            "c4": {"terminal_lines": False},
-            "dedup": {"minhash": "fineweb2"},
-        },
+    }
+
+
+def _chosen() -> dict[str, dict]:
+    """Manuals, books and program text that somebody chose."""
+    return {
         "document": {
             "order": (
                 "extract",

@@ -9,6 +9,9 @@ from collections.abc import Callable, Sequence
 
 import pyarrow as pa
 
+# Of documents without a language: whose words they have.
+LANGUAGE = "en"
+
 Stage = Callable[[pa.RecordBatch], tuple[pa.RecordBatch, pa.RecordBatch]]
 
 # What a reader delivers: the bytes of one document and where they came from.

@@ -8,11 +8,9 @@ import numpy as np
 import pyarrow as pa
 import xxhash
 
+from smoljax.curation import schema
 from smoljax.curation.dedup import exact, minhash
 from smoljax.curation.dedup.config import DedupConfig
-
-# Whose words a text without a language has.
-_LANGUAGE = "en"
 
 
 def hashes(batch: pa.RecordBatch, config: DedupConfig) -> np.ndarray:
@@ -26,7 +24,9 @@ def hashes(batch: pa.RecordBatch, config: DedupConfig) -> np.ndarray:
 def signatures(batch: pa.RecordBatch, config: DedupConfig) -> tuple[np.ndarray, np.ndarray]:
     """As `minhash.signatures`, of documents in any languages."""
     texts = batch.column("text").to_pylist()
-    languages = np.array([code or _LANGUAGE for code in batch.column("language").to_pylist()], str)
+    languages = np.array(
+        [code or schema.LANGUAGE for code in batch.column("language").to_pylist()], str
+    )
     width = config.minhash.buckets * config.minhash.hashes_per_bucket
     found, valid = np.empty((len(texts), width), np.uint64), np.empty(len(texts), bool)
     for code in np.unique(languages).tolist():

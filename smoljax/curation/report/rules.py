@@ -188,7 +188,7 @@ def _examine_text(function: Filter, step: chain.Step) -> _Examine:
     reads_language = "language" in inspect.signature(function.checks).parameters
 
     def examine(document: Document, text: str) -> tuple[list[Check], str]:
-        language = document.language or chain.LANGUAGE
+        language = document.language or schema.LANGUAGE
         given = dict(step.arguments.get(language, step.arguments[None]))
         if reads_language:
             given["language"] = language
