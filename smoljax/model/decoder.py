@@ -225,6 +225,7 @@ def attend_to_sequence(
     windowed: jax.Array | None,
     *,
     segment_ids_BS: jax.Array | None,
+    zigzag: bool = False,
     return_max_logits: bool = False,
 ) -> jax.Array | tuple[jax.Array, jax.Array]:
     """Causal attention of a sequence to itself, [B, S, N, H], and as asked its maxima, f32 [N] (smoljax.kernels.attention).
@@ -242,6 +243,7 @@ def attend_to_sequence(
             scale=config.attention_scale,
             implementation=config.attention,
             return_max_logits=return_max_logits,
+            zigzag=zigzag,
         )
 
     if windowed is None:

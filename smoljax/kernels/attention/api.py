@@ -9,7 +9,7 @@ import jax
 from jax.ad_checkpoint import checkpoint_name
 
 from smoljax.errors import SmoljaxError
-from smoljax.kernels.attention import cpu, cudnn, pallas_tpu, reference, xla
+from smoljax.kernels.attention import cpu, cudnn, pallas_tpu, reference, ring, ring_order, xla
 
 BACKENDS = {
     "cpu": cpu.attend,
@@ -17,9 +17,17 @@ BACKENDS = {
     "pallas_tpu": pallas_tpu.attend,
     "xla": xla.attend,
     "reference": reference.attend,
+    "ring": ring.attend,
 }
-FALLBACKS = {"cpu": ("cpu", "xla"), "gpu": ("cudnn", "xla"), "tpu": ("pallas_tpu", "xla")}
-NAME_THEIR_RESIDUALS = ("pallas_tpu",)  # A second name on the same output would save it twice.
+FALLBACKS = {
+    "cpu": ("ring", "cpu", "xla"),
+    "gpu": ("ring", "cudnn", "xla"),
+    "tpu": ("ring", "pallas_tpu", "xla"),
+}
+NAME_THEIR_RESIDUALS = (
+    "ring",
+    "pallas_tpu",
+)  # A second name on the same output would save it twice.
 
 _log = logging.getLogger(__name__)
 
@@ -35,6 +43,7 @@ def attention(
     scale: float | None = None,
     implementation: str | None = None,
     return_max_logits: bool = False,
+    zigzag: bool = False,
 ) -> jax.Array | tuple[jax.Array, jax.Array]:
     """Grouped-query attention over one sequence: softmax(q k^T * scale) v.
 
@@ -51,9 +60,11 @@ def attention(
       return_max_logits: also return the largest allowed score (scaled, signed) of each head over the batch, f32 [N]:
         what QK-clip needs. Padding rows do not count; with nothing but padding it is -inf. No gradient flows
         through it, and on a mesh it is the maximum over all devices.
+      zigzag: all arrays, and the output, have their columns in zig-zag order (ring_order.py): only where `takes_zigzag` says
+        so. False is the order of the sequence; "ring" then reorders at every call.
 
-    Remat policies know the output by the name "attention_output", and what else the backward pass of "pallas_tpu" needs
-    by "attention_logsum".
+    Remat policies know the output by the name "attention_output", and what else the backward pass of "pallas_tpu" and
+    "ring" needs by "attention_logsum".
 
     Returns:
       The output [B, S, N, H] in the dtype of q, alone or with the maxima.
@@ -62,14 +73,27 @@ def attention(
       SmoljaxError: shapes do not agree, or no backend (or not the named one) can do what is asked.
     """
     _check(q_BSNH, k_BSKH, v_BSKH, segment_ids, window)
+    seq_len = q_BSNH.shape[1]
+    if zigzag and not takes_zigzag(implementation, causal=causal, seq_len=seq_len):
+        raise SmoljaxError(
+            "attention got zigzag=True, and only the implementation 'ring' takes that order: ask takes_zigzag first, "
+            "or give the arrays in the order of the sequence"
+        )
     backend = _choose(
         implementation,
         platform=_platform(),
+        causal=causal,
+        seq_len=seq_len,
         dtype=str(q_BSNH.dtype),
         head_dim=q_BSNH.shape[-1],
         segment_ids=segment_ids is not None,
         max_logits=return_max_logits,
     )
+    reorders = backend == "ring" and not zigzag
+    if reorders:
+        q_BSNH, k_BSKH, v_BSKH, segment_ids = jax.tree.map(
+            ring_order.to_zigzag, (q_BSNH, k_BSKH, v_BSKH, segment_ids)
+        )
     output_BSNH, max_logits_N = BACKENDS[backend](
         q_BSNH,
         k_BSKH,
@@ -81,9 +105,19 @@ def attention(
     )
     if backend not in NAME_THEIR_RESIDUALS:
         output_BSNH = checkpoint_name(output_BSNH, "attention_output")
+    if reorders:
+        output_BSNH = ring_order.to_sequence(output_BSNH)
     if return_max_logits:
         return output_BSNH, jax.lax.stop_gradient(max_logits_N)
     return output_BSNH
+
+
+def takes_zigzag(implementation: str | None, *, seq_len: int, causal: bool = True) -> bool:
+    """Whether, on the active mesh, `attention` of this implementation works in zig-zag order, so that it costs nothing there.
+
+    Who has many calls to make (a model) reorders its columns once before all of them, and once after.
+    """
+    return implementation in (None, "ring") and not ring.refusal(causal=causal, seq_len=seq_len)
 
 
 def _platform() -> str:
@@ -94,14 +128,16 @@ def _platform() -> str:
     return device.platform
 
 
-def _choose(implementation: str | None, *, platform: str, **asked) -> str:
+def _choose(
+    implementation: str | None, *, platform: str, causal: bool = True, seq_len: int = 1, **asked
+) -> str:
     if implementation is not None:
         if implementation not in BACKENDS:
             raise SmoljaxError(
                 f"attention implementation {implementation!r} is unknown: "
                 f"use one of {', '.join(BACKENDS)}, or None"
             )
-        reason = _refusal(implementation, platform, asked)
+        reason = _refusal(implementation, platform, asked, causal, seq_len)
         if reason:
             raise SmoljaxError(
                 f"attention implementation {implementation!r} cannot be used here: {reason}; "
@@ -109,14 +145,16 @@ def _choose(implementation: str | None, *, platform: str, **asked) -> str:
             )
         return implementation
     for name in FALLBACKS.get(platform, ("xla",)):
-        reason = _refusal(name, platform, asked)
+        reason = _refusal(name, platform, asked, causal, seq_len)
         if reason is None:
             return name
         _log.info("attention: %s is passed over: %s", name, reason)
     raise SmoljaxError(f"no attention implementation of platform {platform!r} can do {asked}")
 
 
-def _refusal(name: str, platform: str, asked: dict) -> str | None:
+def _refusal(name: str, platform: str, asked: dict, causal: bool, seq_len: int) -> str | None:
+    if name == "ring":
+        return ring.refusal(causal=causal, seq_len=seq_len)
     if name == "cpu":
         return cpu.refusal()
     if name == "pallas_tpu":

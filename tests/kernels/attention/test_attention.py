@@ -300,7 +300,7 @@ def test_cpu_is_passed_over_on_a_mesh_of_more_than_one_device():
     )
     assert ended.returncode == 0, ended.stderr
     one, two = ended.stdout.split("devices 2")
-    assert "passed over" not in one
+    assert "cpu is passed over" not in one
     assert "refused" not in one
     reason = "its loop over the batch would gather it, and a mesh of 2 devices is active"
     assert f"attention: cpu is passed over: {reason}" in two
