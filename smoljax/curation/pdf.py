@@ -4,8 +4,6 @@ import re
 import statistics
 from collections import Counter
 
-import pypdfium2
-
 # PDFium writes U+0002 where a line ends in a hyphen that breaks a word, and U+FFFE for one it could not place.
 _BROKEN_WORD = re.compile(r"[\x02\ufffe]\s*(?=[^\W\d_])(?![A-Z])")
 _KEPT_HYPHEN = re.compile(
@@ -52,6 +50,8 @@ def text(content: bytes) -> str:
 
 
 def _pages(content: bytes) -> list[str]:
+    import pypdfium2  # Here, for pages and texts do without its 4 MB.
+
     try:
         document = pypdfium2.PdfDocument(content)
     except pypdfium2.PdfiumError as error:

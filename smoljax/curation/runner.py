@@ -107,8 +107,8 @@ def _in_pool(
     items: list[WorkItem], directory: Path, workers: int
 ) -> Iterator[tuple[WorkItem, dict]]:
     context = multiprocessing.get_context("forkserver")
-    # Loaded once, and shared by all workers: spaCy alone is 60 MB.
-    context.set_forkserver_preload(["smoljax.curation.steps", "spacy"])
+    # Loaded once, and shared by all workers.
+    context.set_forkserver_preload(["smoljax.curation.steps"])
     pool = {}
     for _ in range(workers):
         ours, theirs = context.Pipe()

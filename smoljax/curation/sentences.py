@@ -3,9 +3,10 @@
 import functools
 import re
 import unicodedata
+from collections.abc import Iterable
 
+from smoljax.curation import spacy_tables
 from smoljax.curation.words import BREAK, joined_words
-from smoljax.errors import require
 
 # Behind Unicode's first two planes there is no punctuation.
 _PLANES = 0x20000
@@ -24,11 +25,11 @@ def count(text: str, language: str) -> int:
 @functools.cache
 def _ends() -> re.Pattern:
     """Matches, in words joined by line breaks, the words from the end of one sentence to the beginning of the next."""
-    marks = require("spacy", extra="data").pipeline.Sentencizer.default_punct_chars
+    marks = spacy_tables.tables("en")["marks"]  # Of any language.
     punctuation = [c for c in map(chr, range(_PLANES)) if unicodedata.category(c)[0] == "P"]
     either = f"[{_class(punctuation)}]+|[{_class(marks)}]"
     return re.compile(rf"^[{_class(marks)}](?:\n(?:{either})$)*+(?=\n)", re.MULTILINE)
 
 
-def _class(characters: list[str]) -> str:
+def _class(characters: Iterable[str]) -> str:
     return "".join(map(re.escape, characters))

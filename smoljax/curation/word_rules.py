@@ -11,7 +11,7 @@ import itertools
 import re
 from collections.abc import Sequence
 
-from smoljax.errors import require
+from smoljax.curation import spacy_tables
 
 # The languages whose rules were compared with what `Rules` leaves out.
 LANGUAGES = ("en", "fr", "es", "de", "it", "pt")
@@ -26,19 +26,13 @@ class Rules:
     """How one of LANGUAGES cuts chunks of text, which hold no whitespace, into words."""
 
     def __init__(self, language: str):
-        spacy = require("spacy", extra="data")
-        tokenizer = spacy.blank(language).tokenizer
-        self._prefix = tokenizer.prefix_search
-        self._suffix = tokenizer.suffix_search
-        self._infixes = tokenizer.infix_finditer
-        self._whole = tokenizer.token_match or (lambda chunk: None)
-        self._url = tokenizer.url_match
-        orth = spacy.symbols.ORTH
-        cases = {
-            case: [token[orth] for token in tokens]
-            for case, tokens in tokenizer.rules.items()
-            if not case.isspace()
-        }
+        tables = spacy_tables.tables(language)
+        self._prefix = re.compile(tables["prefix"]).search
+        self._suffix = re.compile(tables["suffix"]).search
+        self._infixes = re.compile(tables["infix"]).finditer
+        self._whole = re.compile(tables["whole"]).match if tables["whole"] else lambda chunk: None
+        self._url = re.compile(tables["url"]).match
+        cases = tables["cases"]
         self._cases: dict[str, list[str]] = {}
         rows = {case: self._row(case) for case in cases if self._is_cut(case)}
         self._cases = cases

@@ -3,7 +3,6 @@
 import functools
 
 import pyarrow as pa
-from tldextract import TLDExtract
 
 from smoljax.curation import schema
 from smoljax.curation.filters import url_lists
@@ -56,6 +55,8 @@ def _rule(address: str, lists: url_lists.Lists, min_soft_words: int) -> str | No
 
 
 @functools.cache
-def _suffixes() -> TLDExtract:
+def _suffixes():
     """With the list of public suffixes that the package ships: never a fetched one, which would change by the day."""
+    from tldextract import TLDExtract  # Here, for it brings a library for downloads, and 10 MB.
+
     return TLDExtract(cache_dir=None, suffix_list_urls=())
