@@ -1,0 +1,147 @@
+"""Flash attention for Hopper GPUs: the kernels, their gradient, and how a mesh splits them.
+
+B batch, S sequence, N query heads, K key-value heads, H head width
+"""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import PartitionSpec
+
+from smoljax.errors import SmoljaxError
+from smoljax.kernels.attention.pallas_gpu import backward, blocks, forward
+from smoljax.kernels.attention.pallas_tpu.attend import BATCH_AXES, HEADS_AXIS, SEQUENCE_AXIS
+
+WIDEST_HEAD = 256
+_HEAD_STEP = (
+    16  # What a matrix instruction sums over at a time; other head widths are filled up with zeros.
+)
+
+
+def attend(
+    q_BSNH: jax.Array,
+    k_BSKH: jax.Array,
+    v_BSKH: jax.Array,
+    *,
+    causal: bool,
+    segment_ids: jax.Array | None,
+    window: int | None,
+    scale: float,
+    logit_cap: float | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """softmax(q k^T * scale) v over the allowed pairs (Dao 2023, arXiv 2307.08691), sums in f32.
+
+    On an active mesh each device takes its rows of the batch and its heads. A remat policy that saves the names
+    "attention_output" and "attention_logsum" spares the second run of the forward kernel.
+
+    Returns:
+      The output [B, S, N, H] in the dtype of q, and the largest allowed score of each head, f32 [N], padding left
+      out, through which no gradient flows.
+
+    Raises:
+      SmoljaxError: batch or heads do not divide over the mesh.
+    """
+    cap = None if logit_cap is None else float(logit_cap)
+    local = functools.partial(_local, mask=blocks.Mask(causal, window, float(scale), cap))
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.size > 1 and not mesh.manual_axes:
+        batch = tuple(axis for axis in BATCH_AXES if axis in mesh.shape)
+        heads = HEADS_AXIS if HEADS_AXIS in mesh.shape else None
+        _check_divides(q_BSNH.shape[0], math.prod(mesh.shape[axis] for axis in batch), "a batch of")
+        _check_divides(k_BSKH.shape[2], mesh.shape.get(heads, 1), "key-value heads, in number")
+        spec = PartitionSpec(batch, None, heads, None)
+        local = jax.shard_map(
+            local,
+            in_specs=(spec, spec, spec, None if segment_ids is None else PartitionSpec(batch)),
+            out_specs=(spec, PartitionSpec(batch, heads)),
+            check_vma=False,
+        )
+    output_BSNH, max_BN = local(q_BSNH, k_BSKH, v_BSKH, segment_ids)
+    return output_BSNH, jnp.max(max_BN, axis=0)
+
+
+def refusal(platform: str, dtype: str, head_dim: int) -> str | None:
+    """Why this backend cannot do what is asked, or None when it can."""
+    if platform != "gpu":
+        return f"it needs a GPU, and the platform is {platform}"
+    capability = getattr(jax.devices()[0], "compute_capability", "9.0")
+    if (
+        str(capability).split(".")[0] != "9"
+    ):  # Absent where programs are compiled for a GPU that is elsewhere.
+        return f"it is written for Hopper (compute capability 9.x), and this GPU has {capability}"
+    if dtype not in ("bfloat16", "float16"):
+        return f"it takes bfloat16 or float16, and the queries are {dtype}"
+    if head_dim > WIDEST_HEAD:
+        return f"it takes head widths up to {WIDEST_HEAD}, and this one is {head_dim}"
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.shape.get(SEQUENCE_AXIS, 1) > 1:
+        return f"mesh axis {SEQUENCE_AXIS!r} splits the sequence, which it needs whole"
+    return None
+
+
+def _check_divides(number: int, parts: int, what: str) -> None:
+    if number % parts:
+        raise SmoljaxError(
+            f"attention got {what} {number}, which the mesh splits into {parts}: make it a multiple of {parts}, or the mesh "
+            "axis a divisor of it"
+        )
+
+
+def _local(q_BSNH, k_BSKH, v_BSKH, segment_ids_BS, *, mask):
+    S, H = q_BSNH.shape[1], q_BSNH.shape[3]
+    fill, widen = -S % blocks.TILE, -H % _HEAD_STEP
+    padding = ((0, 0), (0, fill), (0, 0), (0, widen))
+    q, k, v = (jnp.pad(x, padding) for x in (q_BSNH, k_BSKH, v_BSKH))
+    ids = segment_ids_BS
+    if fill and ids is None:
+        ids = jnp.ones(q_BSNH.shape[:2], jnp.int32)
+    if ids is not None:
+        ids = ids.astype(jnp.int32)
+        ids = jnp.pad(ids, ((0, 0), (0, fill)), constant_values=blocks.FILL)
+    output, max_BNS = _attend(q, k, v, ids, mask)
+    if ids is not None:
+        real_BS = (ids != 0) & (ids != blocks.FILL)
+        max_BNS = jnp.where(real_BS[:, None], max_BNS, -jnp.inf)
+    return output[:, :S, :, :H], jnp.max(max_BNS, axis=2)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _attend(q_BSNH, k_BSKH, v_BSKH, segment_ids_BS, mask):
+    return _forward(q_BSNH, k_BSKH, v_BSKH, segment_ids_BS, mask)[0]
+
+
+def _forward(q_BSNH, k_BSKH, v_BSKH, segment_ids_BS, mask):
+    spans = _spans(q_BSNH, segment_ids_BS, mask, "forward", query_axis=0)
+    output_BSNH, lse_BNS, max_BNS = forward.run(
+        q_BSNH, k_BSKH, v_BSKH, segment_ids_BS, spans, mask=mask
+    )
+    output_BSNH = checkpoint_name(output_BSNH, "attention_output")
+    lse_BNS = checkpoint_name(lse_BNS, "attention_logsum")
+    return (output_BSNH, max_BNS), (q_BSNH, k_BSKH, v_BSKH, segment_ids_BS, output_BSNH, lse_BNS)
+
+
+def _backward(mask, saved, cotangents):
+    q_BSNH, k_BSKH, v_BSKH, segment_ids_BS, output_BSNH, lse_BNS = saved
+    dout_BSNH = cotangents[0]
+    # The sum over keys of weight times its gradient, from the output alone (arXiv 2205.14135, appendix B.2, equation 4).
+    drop_BSN = jnp.sum(dout_BSNH.astype(jnp.float32) * output_BSNH.astype(jnp.float32), axis=-1)
+    rows = (lse_BNS * blocks.LOG2_E, jnp.swapaxes(drop_BSN, 1, 2))
+    arrays = (q_BSNH, k_BSKH, v_BSKH, dout_BSNH, *rows)
+    by_queries, by_keys = (
+        _spans(q_BSNH, segment_ids_BS, mask, "backward", query_axis=axis) for axis in (0, 1)
+    )
+    dq = backward.queries(arrays, segment_ids_BS, by_queries, mask=mask)
+    dk, dv = backward.keys_and_values(arrays, segment_ids_BS, by_keys, mask=mask)
+    return dq, dk, dv, None
+
+
+_attend.defvjp(_forward, _backward)
+
+
+def _spans(q_BSNH, segment_ids_BS, mask, direction, *, query_axis):
+    B, S, _, H = q_BSNH.shape
+    size = blocks.block(H, direction).columns
+    return blocks.spans(mask, size, S, segment_ids_BS, B, query_axis=query_axis)
