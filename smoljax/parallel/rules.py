@@ -95,6 +95,18 @@ def local_rows(mesh: Mesh, batch_size: int) -> slice:
     return slice(min(start for start, _ in starts_stops), max(stop for _, stop in starts_stops))
 
 
+def check_sequence(mesh: Mesh, seq_len: int) -> None:
+    """Raises a SmoljaxError when rows of this length do not divide over the mesh: each device along context has two chunks of
+    them (smoljax.kernels.attention.ring_order).
+    """
+    context = _size(mesh, "context")
+    if context > 1 and seq_len % (2 * context):
+        raise SmoljaxError(
+            f"config.data.seq_len is {seq_len}, which does not divide into two chunks for each of the {context} devices of "
+            f"mesh axis context: make it a multiple of {2 * context}"
+        )
+
+
 def put_batch(
     batch: dict[str, np.ndarray], mesh: Mesh, *, rows: slice, batch_size: int
 ) -> dict[str, jax.Array]:
@@ -105,16 +117,15 @@ def put_batch(
       mesh: the device mesh.
       rows: which rows of the global batch these are (see local_rows).
       batch_size: B.
+
+    Raises:
+      SmoljaxError: S does not divide over the mesh.
     """
     sharding = batch_sharding(mesh)
 
     def put(name, local):
         sequence = local.shape[1]
-        if sequence % _size(mesh, "context"):
-            raise SmoljaxError(
-                f"config.data.seq_len is {sequence}, which does not divide over the {_size(mesh, 'context')} devices "
-                "of mesh axis context"
-            )
+        check_sequence(mesh, sequence)
 
         def part(index):
             start, stop, _ = index[0].indices(batch_size)

@@ -99,11 +99,7 @@ def planned_run(config: dict, topology: Topology) -> PlannedRun:
     """
     run = PlannedRun(_with_attention(config, topology), Path("."), _devices(topology))
     parallel.local_rows(run.mesh, run.data.batch_size)  # Raises when the batch does not divide.
-    context = run.mesh.shape["context"]
-    if run.data.seq_len % context:
-        raise SmoljaxError(
-            f"config.data.seq_len is {run.data.seq_len}, which does not divide over the {context} devices of mesh axis context"
-        )
+    parallel.check_sequence(run.mesh, run.data.seq_len)
     return run
 
 

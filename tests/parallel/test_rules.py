@@ -69,3 +69,11 @@ def test_a_batch_goes_to_the_mesh_and_back():
 def test_a_batch_that_does_not_divide_is_named():
     with pytest.raises(SmoljaxError, match=r"batch_size is 6.*multiple of 4"):
         parallel.local_rows(abstract_mesh(2, 2, 1, 1), 6)
+
+
+def test_a_sequence_that_does_not_divide_is_named():
+    for legal in (8, 16):
+        parallel.check_sequence(abstract_mesh(2, 1, 1, 4), legal)
+    parallel.check_sequence(abstract_mesh(2, 4, 1, 1), 7)
+    with pytest.raises(SmoljaxError, match=r"seq_len is 12, .* 4 devices .* multiple of 8"):
+        parallel.check_sequence(abstract_mesh(2, 1, 1, 4), 12)
