@@ -18,7 +18,7 @@ from jax._src.pallas.mosaic.interpret import interpret_pallas_call as interprete
 from jax.experimental.pallas import tpu as pltpu
 
 from smoljax.kernels.attention import pallas_tpu
-from smoljax.kernels.attention.pallas_tpu import blocks
+from smoljax.kernels.attention.pallas_tpu import backward, blocks, chunks
 from smoljax.kernels.attention.pallas_tpu.attend import BATCH_AXES, HEADS_AXIS, SEQUENCE_AXIS
 from smoljax.parallel.rules import RULES
 from tests.kernels.attention.test_attention import arrays, exact
@@ -122,17 +122,99 @@ def test_padding_is_finite_and_does_not_count():
         np.testing.assert_allclose(np.asarray(got, np.float64), want, atol=0.04, rtol=0.02)
 
 
-def test_blocks_of_other_documents_are_outside_the_ranges():
+def test_chunks_add_up_to_the_whole():
+    """Two chunks of queries, each over two of keys, at shifts that are known when they run only."""
+    segment_ids = np.array([[1] * 90 + [2] * 40 + [3] * 110 + [0] * 16], np.int32)
+    q, k, v, dout = arrays(5, 1, 256, 2, 1, 64)
+    options = dict(causal=True, window=150, scale=0.125)
+    chunk = dict(generation="v5e", dtype=jnp.float32, **options)
+    forward = jax.jit(lambda *x: chunks.chunk_forward(*x[:-1], shift=x[-1], **chunk))
+    backward = jax.jit(lambda *x: chunks.chunk_backward(*x[:-1], shift=x[-1], **chunk))
+    halves = (slice(0, 100), slice(100, 256))
+    largest, out = [], np.zeros(q.shape)
+    gradients = [np.zeros(x.shape) for x in (q, k, v)]
+    with pltpu.force_tpu_interpret_mode(pltpu.InterpretParams(detect_races=True)):
+        for mine in halves:
+            places = [(np.int32(mine.start - other.start), other) for other in halves]
+            ids = [(segment_ids[:, mine], segment_ids[:, other]) for _, other in places]
+            parts = [
+                forward(q[:, mine], k[:, other], v[:, other], *pair, shift)
+                for pair, (shift, other) in zip(ids, places)
+            ]
+            lse_BNS = jnp.logaddexp(parts[0][1], parts[1][1])
+            share = [np.moveaxis(np.exp(part[1] - lse_BNS), 1, 2)[..., None] for part in parts]
+            out[:, mine] = sum(w * part[0] for w, part in zip(share, parts))
+            largest += [part[2] for part in parts]
+            if mine.start == 0:  # No query of it sees any key of the second chunk.
+                for array, value in zip((*parts[1], share[1]), (0, blocks.MASKED, -np.inf, 0)):
+                    assert (array == value).all()
+            drop = chunks.drop(out[:, mine], dout[:, mine])
+            for pair, (shift, other) in zip(ids, places):
+                added = backward(
+                    *(q[:, mine], k[:, other], v[:, other], dout[:, mine]),
+                    *(lse_BNS, drop, *pair, shift),
+                )
+                for total, part, place in zip(gradients, added, (mine, other, other)):
+                    total[:, place] += part
+    assert not interpreter.races.races_found
+    results = (out, np.max(largest, axis=(0, 1)), *gradients)
+    expected = exact(q, k, v, dout, segment_ids=segment_ids, **options)
+    for got, want in zip(results, expected):
+        np.testing.assert_allclose(got, want, rtol=2e-5, atol=2e-5)
+
+
+def test_gradients_above_the_budget_take_two_kernels(monkeypatch):
+    monkeypatch.setattr(backward, "ACCUMULATORS", 0)
+    segment_ids = np.array([[1] * 150 + [2] * 70 + [3] * 36, [1] * 256], np.int32)
+    check(
+        {
+            "seed": 4,
+            "shape": (2, 256, 2, 1, 64),
+            "causal": True,
+            "segment_ids": segment_ids,
+            "window": None,
+            "scale": 0.1,
+        }
+    )
+
+
+def visited(steps, what):
+    """(block of queries, block of keys) of the steps of the only row at which `what` is done."""
+    entries = [blocks.step(int(entry)) for entry in steps.list[: int(steps.count)]]
+    return [(i, j) for i, j, todo in entries if todo & what == what]
+
+
+def test_pairs_of_blocks_are_left_out_or_left_unmasked():
     pairs = blocks.Pairs(True, None, 128, 128)
     ids = jnp.repeat(jnp.array([[1, 1, 2, 3]]), 128, axis=1)
-    first, last, most, first_query, last_query, most_queries = blocks.ranges(pairs, 512, ids, 1)
-    np.testing.assert_array_equal(first[0], [0, 0, 2, 3])
-    np.testing.assert_array_equal(last[0], [0, 1, 2, 3])
-    np.testing.assert_array_equal(first_query[0], [0, 1, 2, 3])
-    np.testing.assert_array_equal(last_query[0], [1, 1, 2, 3])
-    assert most == most_queries == 4
+    schedule = blocks.schedule(pairs, (512, 512), 0, (ids, ids), 1)
+    steps = schedule.by_queries()
+    pairs_seen = [(0, 0), (1, 0), (1, 1), (2, 2), (3, 3)]
+    assert visited(steps, blocks.COMPUTE) == pairs_seen
+    assert visited(steps, blocks.WHOLE) == [(1, 0)]
+    assert visited(steps, blocks.FIRST) == [(0, 0), (1, 0), (2, 2), (3, 3)]
+    assert visited(steps, blocks.LAST) == [(0, 0), (1, 1), (2, 2), (3, 3)]
+    by_keys = sorted(pairs_seen, key=lambda pair: pair[::-1])
+    assert visited(schedule.by_keys(), blocks.COMPUTE) == by_keys
+    flushed = schedule.by_queries(flush=True)
+    assert [j for _, j in visited(flushed, blocks.FLUSH)] == [0, 1, 2, 3]
+    assert flushed.count == steps.count + 4 == 9
+    # The grid itself is shorter, and nothing of it waits for the device.
     window = blocks.Pairs(True, 129, 128, 128)
-    assert blocks.ranges(window, 512, None, 1)[2] == 2  # The grid itself is shorter.
+    assert blocks.schedule(window, (512, 512), 0, None, 1).by_queries().count == 7
+
+
+def test_blocks_at_a_shift():
+    pairs = blocks.Pairs(True, None, 128, 128)
+    for shift in (-512, -128, 0, 64, 512):
+        traced = blocks.schedule(pairs, (256, 256), jnp.int32(shift), None, 1).by_queries()
+        query, key = np.mgrid[:256, :256]
+        seen = (key <= query + shift).reshape(2, 128, 2, 128)
+        some = [tuple(pair) for pair in np.argwhere(seen.any((1, 3)))]
+        assert visited(traced, blocks.COMPUTE) == some
+        whole = [tuple(pair) for pair in np.argwhere(seen.all((1, 3)))]
+        assert visited(traced, blocks.WHOLE) == whole
+        assert {i for i, _ in visited(traced, blocks.LAST)} == {0, 1}  # All are written.
 
 
 def test_axes_are_those_of_the_rules():
@@ -203,6 +285,6 @@ def test_compiles_ahead_of_time_on_a_mesh(topology):
     assert ended.returncode == 0, ended.stderr[-2000:]
     *lines, refused = ended.stdout.splitlines()
     assert [line.split()[0] for line in lines] == ["64", "64", "96", "128", "256"]
-    # Forward once, dq once, dk and dv once.
-    assert {line.split()[2] for line in lines} == {"3"}, ended.stdout
+    # Forward once, and one backward.
+    assert {line.split()[2] for line in lines} == {"2"}, ended.stdout
     assert "3 key-value heads" in refused

@@ -5,6 +5,7 @@ B batch, S sequence, N query heads, K key-value heads, H head width
 
 import functools
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,12 +13,21 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 
 from smoljax.errors import SmoljaxError
-from smoljax.kernels.attention.pallas_tpu import backward, blocks, forward
+from smoljax.kernels.attention.pallas_tpu import blocks, chunks
 
 # As in smoljax.parallel.rules, which needs more than JAX (tests/kernels/attention/test_pallas_tpu.py holds them together).
 BATCH_AXES = ("data", "fsdp")
 HEADS_AXIS = "tensor"
 SEQUENCE_AXIS = "context"
+
+
+class Mask(NamedTuple):
+    """What is static about a call."""
+
+    causal: bool
+    window: int | None
+    scale: float
+    generation: str
 
 
 def attend(
@@ -102,7 +112,7 @@ def _check_divides(q_BSNH, k_BSKH, batch_parts, head_parts):
 
 
 def _local(q_BSNH, k_BSKH, v_BSKH, segment_ids_BS, *, causal, window, scale, generation):
-    mask = (causal, window, scale, generation)
+    mask = Mask(causal, window, scale, generation)
     return _attend(q_BSNH, k_BSKH, v_BSKH, segment_ids_BS, mask)
 
 
@@ -112,58 +122,26 @@ def _attend(q_BSNH, k_BSKH, v_BSKH, segment_ids_BS, mask):
 
 
 def _forward(q_BSNH, k_BSKH, v_BSKH, segment_ids_BS, mask):
-    S, scale = q_BSNH.shape[1], mask[2]
-    pairs, ids_BS, fill, key_blocks, _ = _layout(q_BSNH, segment_ids_BS, mask, "forward")
-    q, k, v = (_to_lanes(x, fill) for x in (q_BSNH, k_BSKH, v_BSKH))
-    output_BNHS, lse_BN1S, max_BN1L = forward.run(
-        q, k, v, ids_BS, key_blocks, pairs=pairs, scale=scale
+    output_BSNH, lse_BNS, max_BN = chunks.chunk_forward(
+        q_BSNH, k_BSKH, v_BSKH, segment_ids_BS, segment_ids_BS, shift=0, **mask._asdict()
     )
-    output_BSNH = checkpoint_name(_from_lanes(output_BNHS, S), "attention_output")
-    lse_BNS = checkpoint_name(lse_BN1S[:, :, 0, :S], "attention_logsum")
+    output_BSNH = checkpoint_name(output_BSNH, "attention_output")
+    lse_BNS = checkpoint_name(lse_BNS, "attention_logsum")
     saved = (q_BSNH, k_BSKH, v_BSKH, segment_ids_BS, output_BSNH, lse_BNS)
-    return (output_BSNH, jnp.max(max_BN1L, axis=(2, 3))), saved
+    return (output_BSNH, max_BN), saved
 
 
 def _backward(mask, saved, cotangents):
     q_BSNH, k_BSKH, v_BSKH, segment_ids_BS, output_BSNH, lse_BNS = saved
     dout_BSNH = cotangents[0]
-    S, scale = q_BSNH.shape[1], mask[2]
-    pairs, ids_BS, fill, key_blocks, query_blocks = _layout(
-        q_BSNH, segment_ids_BS, mask, "backward"
+    drop_BNS = chunks.drop(output_BSNH, dout_BSNH)
+    gradients = chunks.chunk_backward(
+        *(q_BSNH, k_BSKH, v_BSKH, dout_BSNH, lse_BNS, drop_BNS),
+        *(segment_ids_BS, segment_ids_BS),
+        shift=0,
+        **mask._asdict(),
     )
-    # The sum over keys of weight times its gradient, from the output alone (arXiv 2205.14135, appendix B.2, equation 4).
-    drop_BSN = jnp.sum(dout_BSNH.astype(jnp.float32) * output_BSNH.astype(jnp.float32), axis=-1)
-    rows = (lse_BNS, jnp.swapaxes(drop_BSN, 1, 2))
-    rows = (jnp.pad(x, ((0, 0), (0, 0), (0, fill)))[:, :, None] for x in rows)
-    arrays = (*(_to_lanes(x, fill) for x in (q_BSNH, k_BSKH, v_BSKH, dout_BSNH)), *rows)
-    dq = backward.queries(arrays, ids_BS, key_blocks, pairs=pairs, scale=scale)
-    dk, dv = backward.keys_and_values(arrays, ids_BS, query_blocks, pairs=pairs, scale=scale)
-    return *(_from_lanes(x, S) for x in (dq, dk, dv)), None
+    return *gradients, None
 
 
 _attend.defvjp(_forward, _backward)
-
-
-def _layout(q_BSNH, segment_ids_BS, mask, direction):
-    """Pairs of blocks, identifiers filled up, how many positions fill, and both ranges of partner blocks."""
-    causal, window, _, generation = mask
-    B, S = q_BSNH.shape[:2]
-    queries, keys = blocks.sizes(S, generation, direction)
-    fill = -S % math.lcm(queries, keys)
-    if fill and segment_ids_BS is None:
-        segment_ids_BS = jnp.ones((B, S), jnp.int32)
-    if segment_ids_BS is not None:
-        segment_ids_BS = jnp.pad(
-            segment_ids_BS.astype(jnp.int32), ((0, 0), (0, fill)), constant_values=blocks.FILL
-        )
-    pairs = blocks.Pairs(causal, window, queries, keys)
-    ranges = blocks.ranges(pairs, S + fill, segment_ids_BS, B)
-    return pairs, segment_ids_BS, fill, ranges[:3], ranges[3:]
-
-
-def _to_lanes(x_BSNH, fill):
-    return jnp.pad(jnp.moveaxis(x_BSNH, 1, 3), ((0, 0), (0, 0), (0, 0), (0, fill)))
-
-
-def _from_lanes(x_BNHS, length):
-    return jnp.moveaxis(x_BNHS[..., :length], 3, 1)

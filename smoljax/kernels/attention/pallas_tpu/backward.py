@@ -1,10 +1,12 @@
-"""The two backward kernels: one per block of queries for dq, one per block of keys for dk and dv.
+"""The backward kernels: one that does five products, or two that do seven where it would not fit.
 
-Probabilities are computed again from the log-sum-exp (Dao et al. 2022, arXiv 2205.14135, section 3.1). Two kernels do seven
-products where one would do five, and hold no partial dq in HBM.
+Probabilities are computed again from the log-sum-exp (Dao et al. 2022, arXiv 2205.14135, section 3.1). The one kernel goes
+through the blocks of queries and keeps dk and dv of all keys of a head in VMEM, f32, until it has seen them all. Where those
+are above `ACCUMULATORS`, one kernel goes through the blocks of queries for dq and another through those of keys for dk and
+dv. None holds a partial gradient in HBM.
 
-B batch, S sequence, N query heads, K key-value heads, G query heads per key-value head, H head width, Q queries of a block,
-T keys of a block
+B batch, S queries, T keys, N query heads, K key-value heads, G query heads of a step, H head width, Q queries of a block,
+C keys of a block
 """
 
 import functools
@@ -14,184 +16,226 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from smoljax.kernels.attention.pallas_tpu.blocks import Pairs
-from smoljax.kernels.attention.pallas_tpu.forward import BOTH_LAST, COLUMNS, ROWS, product
+from smoljax.kernels.attention.pallas_tpu.blocks import (
+    COMPUTE,
+    FIRST,
+    FLUSH,
+    LAST,
+    WHOLE,
+    Pairs,
+    Schedule,
+    Steps,
+    step,
+)
+from smoljax.kernels.attention.pallas_tpu.forward import (
+    BOTH_LAST,
+    COLUMNS,
+    LOG2_E,
+    ROWS,
+    product,
+)
+
+ACCUMULATORS = 4 * 2**20  # Bytes of dk and dv in f32: 4096 keys of head width 128.
 
 
-def queries(arrays, segment_ids_BS, key_blocks, *, pairs: Pairs, scale: float) -> jax.Array:
-    """dq, [B, N, H, S] in q's dtype.
+def run(arrays, ids, schedule: Schedule, shift_1, *, pairs: Pairs, heads: int, scale, dtype):
+    """dq [B, N, H, S], dk and dv [B, K, H, T], the last two summed over the query heads of a group.
 
     Args:
-      arrays: q, k, v and the output's gradient [B, heads, H, S]; log-sum-exp and the sum of output times gradient over H,
-        f32 [B, N, 1, S].
-      segment_ids_BS: int32, or None for one document.
-      key_blocks: first and last block of keys of each block of queries, int32 [B, I], and the most of any.
-      pairs: the mask and the sizes of blocks.
+      arrays: q, k, v and the output's gradient [B, heads, H, positions] of one dtype; log-sum-exp and the sum of output
+        times gradient over H, f32 [B, N, 1, S].
+      ids: int32 segments of queries [B, S] and of keys [B, T], or None for one document.
+      schedule: pairs of blocks that meet.
+      shift_1: int32, position of the first query less that of the first key.
+      pairs: the mask and the sizes of blocks, which divide S and T.
+      heads: query heads of a step, a divisor of N / K.
       scale: factor on the scores.
+      dtype: of the gradients.
     """
-    q_BNHS, k_BKHS = arrays[:2]
-    B, N, H, S = q_BNHS.shape
-    group = N // k_BKHS.shape[1]
-    *ends, most = key_blocks
-
-    def places(b, n, i, j, first, last):
-        return b, n, i, jnp.minimum(first[b, i] + j, last[b, i])
-
-    in_specs, inputs = _inputs(arrays, segment_ids_BS, places, pairs, group)
-    return pl.pallas_call(
-        functools.partial(
-            _queries_kernel, pairs=pairs, scale=scale, documents=segment_ids_BS is not None
-        ),
-        grid_spec=pltpu.PrefetchScalarGridSpec(
-            num_scalar_prefetch=2,
-            grid=(B, N, S // pairs.queries, most),
-            in_specs=in_specs,
-            out_specs=pl.BlockSpec(
-                (None, None, H, pairs.queries), lambda b, n, i, j, *_: (b, n, 0, i)
-            ),
-            scratch_shapes=[pltpu.VMEM((H, pairs.queries), jnp.float32)],
-        ),
-        out_shape=jax.ShapeDtypeStruct(q_BNHS.shape, q_BNHS.dtype),
-        compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel", "parallel", "parallel", "arbitrary")
-        ),
-        cost_estimate=_cost(q_BNHS, pairs, products=3),
-        name="attention_backward_queries",
-    )(*ends, *inputs)
+    call = functools.partial(
+        _call, arrays, ids, shift_1, pairs=pairs, heads=heads, scale=scale, dtype=dtype
+    )
+    _, _, H, T = arrays[1].shape
+    if 2 * 4 * H * T <= ACCUMULATORS:
+        return call(schedule.by_queries(flush=True), _all_kernel, products=5)
+    (dq,) = call(schedule.by_queries(), _queries_kernel, products=3)
+    return dq, *call(schedule.by_keys(), _keys_kernel, products=4)
 
 
-def keys_and_values(
-    arrays, segment_ids_BS, query_blocks, *, pairs: Pairs, scale: float
-) -> tuple[jax.Array, jax.Array]:
-    """dk and dv, [B, K, H, S] in k's dtype, summed over the query heads of a group; arguments as in `queries`.
+def _call(arrays, ids, shift_1, steps: Steps, kernel, *, pairs, heads, scale, dtype, products):
+    q_BNHS, k_BKHT = arrays[:2]
+    (B, N, H, S), (_, K, _, T) = q_BNHS.shape, k_BKHT.shape
+    group, G, Q, C = N // K, heads, pairs.queries, pairs.keys
+    parts = group // G
+    keys_first = kernel is _keys_kernel
 
-    `query_blocks` are the first and last block of queries of each block of keys, int32 [B, J], and the most of any.
-    """
-    q_BNHS, k_BKHS = arrays[:2]
-    B, N, H, S = q_BNHS.shape
-    K = k_BKHS.shape[1]
-    group = N // K
-    *ends, most = query_blocks
+    def places(b, k, *at):
+        """Row, query heads, blocks of queries and keys, and what to do, of a step."""
+        (s, g) = at[:2] if keys_first else at[1::-1]
+        i, j, todo = step(at[2][b * steps.most + s])
+        return k * parts + g, i, j, todo, g
 
-    def places(b, k, j, g, i, first, last):
-        return b, k * group + g, jnp.minimum(first[b, j] + i, last[b, j]), j
-
-    in_specs, inputs = _inputs(arrays, segment_ids_BS, places, pairs, group)
-    out_spec = pl.BlockSpec((None, None, H, pairs.keys), lambda b, k, j, g, i, *_: (b, k, 0, j))
-    return pl.pallas_call(
-        functools.partial(
-            _keys_kernel, pairs=pairs, scale=scale, documents=segment_ids_BS is not None
-        ),
-        grid_spec=pltpu.PrefetchScalarGridSpec(
-            num_scalar_prefetch=2,
-            grid=(B, K, S // pairs.keys, group, most),
-            in_specs=in_specs,
-            out_specs=[out_spec, out_spec],
-            scratch_shapes=[pltpu.VMEM((H, pairs.keys), jnp.float32)] * 2,
-        ),
-        out_shape=[jax.ShapeDtypeStruct(k_BKHS.shape, k_BKHS.dtype)] * 2,
-        compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel", "parallel", "parallel", "arbitrary", "arbitrary")
-        ),
-        cost_estimate=_cost(q_BNHS, pairs, products=4),
-        name="attention_backward_keys",
-    )(*ends, *inputs)
-
-
-def _inputs(arrays, segment_ids_BS, places, pairs, group):
-    """Arrays and where their blocks lie; `places` gives row, query head, block of queries, block of keys."""
-    H = arrays[0].shape[2]
-
-    def by_query(*at):
-        b, n, i, _ = places(*at)
+    def by_query(b, k, *at):
+        n, i, *_ = places(b, k, *at)
         return b, n, 0, i
 
-    def by_key(*at):
-        b, n, _, j = places(*at)
-        return b, n // group, 0, j
+    def by_key(b, k, *at):
+        return b, k, 0, places(b, k, *at)[2]
 
-    query = pl.BlockSpec((None, None, H, pairs.queries), by_query)
-    key = pl.BlockSpec((None, None, H, pairs.keys), by_key)
-    row = pl.BlockSpec((None, None, 1, pairs.queries), by_query)
+    def when_flushed(b, k, *at):
+        _, _, j, todo, g = places(b, k, *at)
+        return b, k, 0, jnp.where((todo & FLUSH != 0) & (g == parts - 1), j, 0)
+
+    query, row = (pl.BlockSpec((None, G, size, Q), by_query) for size in (H, 1))
+    key = pl.BlockSpec((None, None, H, C), by_key)
     in_specs, inputs = [query, key, key, query, row, row], list(arrays)
-    if segment_ids_BS is not None:
+    if ids is not None:
+        in_specs.append(pl.BlockSpec((None, 1, Q), lambda b, *at: (b, 0, places(b, *at)[1])))
+        in_specs.append(pl.BlockSpec((None, 1, C), lambda b, *at: (b, 0, places(b, *at)[2])))
+        inputs += [x[:, None] for x in ids]
+    dq_shape, dk_shape = (jax.ShapeDtypeStruct(x.shape, dtype) for x in (q_BNHS, k_BKHT))
+    dq_acc = pltpu.VMEM((G, H, Q), jnp.float32)
+    if keys_first:
+        out_specs, out_shape = [key, key], [dk_shape, dk_shape]
+        scratch_shapes = [pltpu.VMEM((H, C), jnp.float32)] * 2
+    elif kernel is _queries_kernel:
+        out_specs, out_shape, scratch_shapes = [query], [dq_shape], [dq_acc]
+    else:
+        flushed = pl.BlockSpec((None, None, H, C), when_flushed)
+        out_specs, out_shape = [query, flushed, flushed], [dq_shape, dk_shape, dk_shape]
+        scratch_shapes = [dq_acc] + [pltpu.VMEM((H, T), jnp.float32)] * 2
+    scores = B * N * steps.most * Q * C
+    moved = 3 * q_BNHS.size + 2 * scores * H // (G * Q)
+    return pl.pallas_call(
+        functools.partial(
+            kernel, pairs=pairs, scale=scale, documents=ids is not None, most=steps.most
+        ),
+        grid_spec=pltpu.PrefetchScalarGridSpec(
+            num_scalar_prefetch=2,
+            grid=(B, K, steps.count, parts) if keys_first else (B, K, parts, steps.count),
+            in_specs=in_specs,
+            out_specs=out_specs,
+            scratch_shapes=scratch_shapes,
+        ),
+        out_shape=out_shape,
+        compiler_params=pltpu.CompilerParams(
+            dimension_semantics=("parallel", "parallel", "arbitrary", "arbitrary")
+        ),
+        cost_estimate=pl.CostEstimate(
+            flops=2 * products * scores * H,
+            transcendentals=scores,
+            bytes_accessed=q_BNHS.dtype.itemsize * moved + 8 * B * N * S,
+        ),
+        name={
+            _all_kernel: "attention_backward",
+            _queries_kernel: "attention_backward_queries",
+            _keys_kernel: "attention_backward_keys",
+        }[kernel],
+    )(steps.list, shift_1, *inputs)
 
-        def ids_by_query(*at):
-            b, _, i, _ = places(*at)
-            return b, 0, i
 
-        def ids_by_key(*at):
-            b, _, _, j = places(*at)
-            return b, j, 0
+def _when_computed(todo, i, j, shift, inputs, add, *, pairs, documents):
+    """Calls `add` with the mask of a pair of blocks, or with None for a pair that needs none."""
 
-        in_specs.append(pl.BlockSpec((None, 1, pairs.queries), ids_by_query))
-        in_specs.append(pl.BlockSpec((None, pairs.keys, 1), ids_by_key))
-        inputs += [segment_ids_BS[:, None, :], segment_ids_BS[:, :, None]]
-    return in_specs, inputs
-
-
-def _cost(q_BNHS, pairs, products):
-    B, N, H, S = q_BNHS.shape
-    scores = B * N * int(pairs.reachable(S).sum()) * pairs.queries * pairs.keys
-    moved = 3 * q_BNHS.size + 2 * scores * H // pairs.queries
-    return pl.CostEstimate(
-        flops=2 * products * scores * H,
-        transcendentals=scores,
-        bytes_accessed=q_BNHS.dtype.itemsize * moved + 8 * B * N * S,
-    )
-
-
-def _weights(refs, i, j, *, pairs, scale, documents):
-    """Probabilities and the gradient of the scores before their factor, f32 [T, Q]."""
-    q_HQ, k_HT, v_HT, dout_HQ, lse_1Q, drop_1Q, *ids = refs
-    scores_TQ = scale * product(k_HT[...], q_HQ[...], COLUMNS)
-    ids_1Q, ids_T1 = (ids[0][...], ids[1][...]) if documents else (None, None)
-    allowed_TQ = pairs.allowed(i * pairs.queries, j * pairs.keys, ids_1Q, ids_T1)
-    weights_TQ = jnp.where(allowed_TQ, jnp.exp(scores_TQ - lse_1Q[...]), 0.0)
-    dweights_TQ = product(v_HT[...], dout_HQ[...], COLUMNS)
-    return weights_TQ, weights_TQ * (dweights_TQ - drop_1Q[...])
-
-
-def _queries_kernel(first, last, *refs, pairs, scale, documents):
-    *inputs, dq_HQ, acc_HQ = refs
-    b, i, j = pl.program_id(0), pl.program_id(2), pl.program_id(3)
-    block = first[b, i] + j
-
-    @pl.when(j == 0)
+    @pl.when(todo & (COMPUTE | WHOLE) == COMPUTE | WHOLE)
     def _():
-        acc_HQ[...] = jnp.zeros_like(acc_HQ)
+        add(None)
 
-    @pl.when(block <= last[b, i])
+    @pl.when(todo & (COMPUTE | WHOLE) == COMPUTE)
     def _():
-        k_HT = inputs[1]
-        _, dscores_TQ = _weights(inputs, i, block, pairs=pairs, scale=scale, documents=documents)
-        acc_HQ[...] += product(k_HT[...], dscores_TQ.astype(k_HT.dtype), ROWS)
-
-    @pl.when(j == pl.num_programs(3) - 1)
-    def _():
-        dq_HQ[...] = (scale * acc_HQ[...]).astype(dq_HQ.dtype)
+        distance = shift[0] + i * pairs.queries - j * pairs.keys
+        ids_1Q, ids_1C = (x[...] for x in inputs[6:]) if documents else (None, None)
+        add(pairs.allowed(distance, ids_1Q, ids_1C))
 
 
-def _keys_kernel(first, last, *refs, pairs, scale, documents):
-    *inputs, dk_HT, dv_HT, dk_acc_HT, dv_acc_HT = refs
-    b, j, g, i = pl.program_id(0), pl.program_id(2), pl.program_id(3), pl.program_id(4)
-    block = first[b, j] + i
+def _weights(inputs, g, allowed_CQ, scale):
+    """Probabilities of head g and the gradient of the scores before their factor, f32 [C, Q]."""
+    q_GHQ, k_HC, v_HC, dout_GHQ, lse_G1Q, drop_G1Q = inputs[:6]
+    scores_CQ = (scale * LOG2_E) * product(k_HC[...], q_GHQ[g], COLUMNS)
+    weights_CQ = jnp.exp2(scores_CQ - LOG2_E * lse_G1Q[g])
+    if allowed_CQ is not None:
+        weights_CQ = jnp.where(allowed_CQ, weights_CQ, 0.0)
+    dweights_CQ = product(v_HC[...], dout_GHQ[g], COLUMNS)
+    return weights_CQ, weights_CQ * (dweights_CQ - drop_G1Q[g])
 
-    @pl.when((g == 0) & (i == 0))
+
+def _all_kernel(entries, shift, *refs, pairs, scale, documents, most):
+    *inputs, dq_GHQ, dk_HC, dv_HC, dq_acc_GHQ, dk_acc_HT, dv_acc_HT = refs
+    q_GHQ, k_HC, _, dout_GHQ = inputs[:4]
+    part, s = pl.program_id(2), pl.program_id(3)
+    i, j, todo = step(entries[pl.program_id(0) * most + s])
+    at = pl.ds(pl.multiple_of(j * pairs.keys, pairs.keys), pairs.keys)
+
+    @pl.when((part == 0) & (s == 0))
     def _():
         dk_acc_HT[...] = jnp.zeros_like(dk_acc_HT)
         dv_acc_HT[...] = jnp.zeros_like(dv_acc_HT)
 
-    @pl.when(block <= last[b, j])
+    @pl.when(todo & FIRST != 0)
     def _():
-        q_HQ, dout_HQ = inputs[0], inputs[3]
-        weights_TQ, dscores_TQ = _weights(
-            inputs, block, j, pairs=pairs, scale=scale, documents=documents
-        )
-        dv_acc_HT[...] += product(dout_HQ[...], weights_TQ.astype(dout_HQ.dtype), BOTH_LAST)
-        dk_acc_HT[...] += product(q_HQ[...], dscores_TQ.astype(q_HQ.dtype), BOTH_LAST)
+        dq_acc_GHQ[...] = jnp.zeros_like(dq_acc_GHQ)
 
-    @pl.when((g == pl.num_programs(3) - 1) & (i == pl.num_programs(4) - 1))
+    def add(allowed_CQ):
+        for g in range(q_GHQ.shape[0]):
+            weights_CQ, dscores_CQ = _weights(inputs, g, allowed_CQ, scale)
+            dscores_CQ = dscores_CQ.astype(k_HC.dtype)
+            dv_acc_HT[:, at] += product(dout_GHQ[g], weights_CQ.astype(k_HC.dtype), BOTH_LAST)
+            dk_acc_HT[:, at] += product(q_GHQ[g], dscores_CQ, BOTH_LAST)
+            dq_acc_GHQ[g] += product(k_HC[...], dscores_CQ, ROWS)
+
+    _when_computed(todo, i, j, shift, inputs, add, pairs=pairs, documents=documents)
+
+    @pl.when(todo & LAST != 0)
     def _():
-        dk_HT[...] = (scale * dk_acc_HT[...]).astype(dk_HT.dtype)
-        dv_HT[...] = dv_acc_HT[...].astype(dv_HT.dtype)
+        dq_GHQ[...] = (scale * dq_acc_GHQ[...]).astype(dq_GHQ.dtype)
+
+    @pl.when((todo & FLUSH != 0) & (part == pl.num_programs(2) - 1))
+    def _():
+        dk_HC[...] = (scale * dk_acc_HT[:, at]).astype(dk_HC.dtype)
+        dv_HC[...] = dv_acc_HT[:, at].astype(dv_HC.dtype)
+
+
+def _queries_kernel(entries, shift, *refs, pairs, scale, documents, most):
+    *inputs, dq_GHQ, acc_GHQ = refs
+    k_HC = inputs[1]
+    i, j, todo = step(entries[pl.program_id(0) * most + pl.program_id(3)])
+
+    @pl.when(todo & FIRST != 0)
+    def _():
+        acc_GHQ[...] = jnp.zeros_like(acc_GHQ)
+
+    def add(allowed_CQ):
+        for g in range(acc_GHQ.shape[0]):
+            _, dscores_CQ = _weights(inputs, g, allowed_CQ, scale)
+            acc_GHQ[g] += product(k_HC[...], dscores_CQ.astype(k_HC.dtype), ROWS)
+
+    _when_computed(todo, i, j, shift, inputs, add, pairs=pairs, documents=documents)
+
+    @pl.when(todo & LAST != 0)
+    def _():
+        dq_GHQ[...] = (scale * acc_GHQ[...]).astype(dq_GHQ.dtype)
+
+
+def _keys_kernel(entries, shift, *refs, pairs, scale, documents, most):
+    *inputs, dk_HC, dv_HC, dk_acc_HC, dv_acc_HC = refs
+    q_GHQ, dout_GHQ = inputs[0], inputs[3]
+    part = pl.program_id(3)
+    i, j, todo = step(entries[pl.program_id(0) * most + pl.program_id(2)])
+
+    @pl.when((todo & FIRST != 0) & (part == 0))
+    def _():
+        dk_acc_HC[...] = jnp.zeros_like(dk_acc_HC)
+        dv_acc_HC[...] = jnp.zeros_like(dv_acc_HC)
+
+    def add(allowed_CQ):
+        for g in range(q_GHQ.shape[0]):
+            weights_CQ, dscores_CQ = _weights(inputs, g, allowed_CQ, scale)
+            dv_acc_HC[...] += product(dout_GHQ[g], weights_CQ.astype(q_GHQ.dtype), BOTH_LAST)
+            dk_acc_HC[...] += product(q_GHQ[g], dscores_CQ.astype(q_GHQ.dtype), BOTH_LAST)
+
+    _when_computed(todo, i, j, shift, inputs, add, pairs=pairs, documents=documents)
+
+    @pl.when((todo & LAST != 0) & (part == pl.num_programs(3) - 1))
+    def _():
+        dk_HC[...] = (scale * dk_acc_HC[...]).astype(dk_HC.dtype)
+        dv_HC[...] = dv_acc_HC[...].astype(dv_HC.dtype)

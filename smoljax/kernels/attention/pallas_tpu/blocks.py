@@ -1,16 +1,18 @@
-"""Which blocks of queries meet which blocks of keys, and what is masked inside a pair of them.
+"""Which blocks of queries meet which blocks of keys, in what order, and what is masked inside a pair of them.
 
-B batch, S sequence, I blocks of queries, J blocks of keys, Q queries of a block, T keys of a block
+B batch, S queries, T keys, I blocks of queries, J blocks of keys, Q queries of a block, C keys of a block, P steps of a list
 """
 
 import dataclasses
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-MASKED = -1e30  # Finite, so that a row that has seen nothing yet never makes NaN.
+MASKED = -1e30  # Finite, so that no difference of two of them makes NaN.
 FILL = np.iinfo(np.int32).min  # Segment of the positions that fill up the last block.
+LANES = 128
 
 # (queries, keys) of a block per generation and pass. All stay within the default 16 MiB of scoped VMEM at head width 256
 # in f32, and the compiler's refusal shows ahead of time (tests/kernels/attention/test_pallas_tpu.py).
@@ -38,40 +40,195 @@ class Pairs:
     queries: int
     keys: int
 
-    def reachable(self, length: int) -> np.ndarray:
-        """Which pairs of blocks hold a pair of positions that causality and window allow: bool [I, J]."""
-        first_I1 = np.arange(0, length, self.queries)[:, None]
-        first_1J = np.arange(0, length, self.keys)[None, :]
+    def seen(self, lengths: tuple[int, int], shift) -> tuple:
+        """Which pairs of blocks hold a pair of positions that causality and window allow, and which hold no other.
+
+        Args:
+          lengths: queries and keys, multiples of a block.
+          shift: position of the first query less that of the first key; an int gives NumPy arrays.
+
+        Returns:
+          Two bool [I, J].
+        """
+        first_I1 = np.arange(0, lengths[0], self.queries)[:, None] + shift
+        first_1J = np.arange(0, lengths[1], self.keys)[None, :]
         last_I1, last_1J = first_I1 + self.queries - 1, first_1J + self.keys - 1
-        reachable_IJ = np.ones((first_I1.size, first_1J.size), bool)
+        some_IJ = whole_IJ = np.ones((first_I1.size, first_1J.size), bool)
         if self.causal:
-            reachable_IJ &= first_1J <= last_I1
+            some_IJ, whole_IJ = first_1J <= last_I1, last_1J <= first_I1
         if self.window is not None:
-            reachable_IJ &= first_I1 - last_1J < self.window
-            reachable_IJ &= first_1J - last_I1 < self.window
-        return reachable_IJ
+            near = self.window
+            some_IJ = some_IJ & (first_I1 - last_1J < near) & (first_1J - last_I1 < near)
+            whole_IJ = whole_IJ & (last_I1 - first_1J < near) & (last_1J - first_I1 < near)
+        return some_IJ, whole_IJ
 
-    def allowed(self, first_query, first_key, q_ids_1Q, k_ids_T1) -> jax.Array:
-        """Which key (first axis) each query (second axis) sees: bool [T, Q]; None for identifiers is one document."""
+    def allowed(self, distance, q_ids_1Q, k_ids_1C) -> jax.Array | None:
+        """Which key (first axis) each query (second axis) sees: bool [C, Q].
+
+        Args:
+          distance: position of the block's first query less that of its first key.
+          q_ids_1Q, k_ids_1C: segments, or None for one document.
+
+        Returns None where all are seen.
+        """
         shape = (self.keys, self.queries)
-        key_TQ = first_key + jax.lax.broadcasted_iota(jnp.int32, shape, 0)
-        query_TQ = first_query + jax.lax.broadcasted_iota(jnp.int32, shape, 1)
-        allowed_TQ = None
+        allowed_CQ = None
+        if self.causal or self.window is not None:
+            key_CQ = jax.lax.broadcasted_iota(jnp.int32, shape, 0)
+            query_CQ = jax.lax.broadcasted_iota(jnp.int32, shape, 1) + distance
         if self.causal:
-            allowed_TQ = key_TQ <= query_TQ
+            allowed_CQ = key_CQ <= query_CQ
         if self.window is not None:
-            near_TQ = jnp.abs(query_TQ - key_TQ) < self.window
-            allowed_TQ = near_TQ if allowed_TQ is None else allowed_TQ & near_TQ
+            near_CQ = query_CQ - key_CQ < self.window
+            if not self.causal:
+                near_CQ &= key_CQ - query_CQ < self.window
+            allowed_CQ = near_CQ if allowed_CQ is None else allowed_CQ & near_CQ
         if q_ids_1Q is not None:
-            same_TQ = k_ids_T1 == q_ids_1Q
-            allowed_TQ = same_TQ if allowed_TQ is None else allowed_TQ & same_TQ
-        return jnp.ones(shape, bool) if allowed_TQ is None else allowed_TQ
+            # To sublanes in registers: a column of identifiers in HBM would be stored 128 times as wide.
+            ids_CL = jnp.broadcast_to(k_ids_1C, (LANES, self.keys)).T
+            same_CQ = jnp.tile(ids_CL, (1, self.queries // LANES)) == q_ids_1Q
+            allowed_CQ = same_CQ if allowed_CQ is None else allowed_CQ & same_CQ
+        return allowed_CQ
 
 
-def sizes(length: int, generation: str, direction: str) -> tuple[int, int]:
-    """(queries, keys) of a block; shorter sequences take one block of a multiple of 128."""
-    whole = -(-length // 128) * 128
-    return tuple(min(size, whole) for size in _SIZES[generation][direction])
+class Steps(NamedTuple):
+    """The pairs of blocks that a kernel visits, one grid step each, for every row of the batch.
+
+    Attributes:
+      list: int32 [B * P]; each is a block of queries, a block of keys and what to do there (`step`).
+      most: P, an int.
+      count: steps of the longest row's list, an int, or int32 where segments or shift decide; the rest do nothing.
+    """
+
+    list: jax.Array | np.ndarray
+    most: int
+    count: jax.Array | int
+
+
+# What to do at a step, as bits.
+COMPUTE = 1  # The pair holds a pair of positions that may see each other.
+WHOLE = 2  # The pair holds no other.
+FIRST = 4  # First step of its block of queries (or keys, where keys come first).
+LAST = 8
+FLUSH = 16  # All pairs are done, and a block of keys is written.
+_BITS, _KEY_BITS = 5, 13
+
+
+def step(entry) -> tuple:
+    """(block of queries, block of keys, what to do) of an entry of a list."""
+    return (
+        entry >> (_BITS + _KEY_BITS),
+        (entry >> _BITS) & (2**_KEY_BITS - 1),
+        entry & (2**_BITS - 1),
+    )
+
+
+class Schedule(NamedTuple):
+    """Which pairs of blocks meet: `some` hold a pair of positions that see each other, `whole` hold no other.
+
+    Both bool [B, I, J], NumPy where nothing is traced; `most` is how many of `some` there can be in a row, an int.
+    """
+
+    some: jax.Array | np.ndarray
+    whole: jax.Array | np.ndarray
+    most: int
+
+    def by_queries(self, *, flush: bool = False) -> Steps:
+        """Keys of the first block of queries, then of the next; with `flush`, all blocks of keys once more at the end."""
+        return _steps(self.some, self.whole, self.most, swapped=False, flush=flush)
+
+    def by_keys(self) -> Steps:
+        """Queries of the first block of keys, then of the next."""
+        swap = (0, 2, 1)
+        return _steps(
+            self.some.transpose(swap), self.whole.transpose(swap), self.most, swapped=True
+        )
+
+
+def schedule(pairs: Pairs, lengths, shift, ids, batch: int) -> Schedule:
+    """Pairs of blocks that meet by causality, window and documents.
+
+    Pairs of blocks whose ranges of identifiers do not meet are left out; whatever else they hold is masked, so any layout
+    of identifiers is exact.
+
+    Args:
+      pairs: mask and sizes of blocks.
+      lengths: queries and keys, multiples of a block.
+      shift: position of the first query less that of the first key, an int or int32.
+      ids: segments of queries [B, S] and of keys [B, T], or None.
+      batch: B.
+    """
+    some_IJ, whole_IJ = pairs.seen(lengths, shift)
+    I, J = some_IJ.shape
+    most = int(some_IJ.sum()) if isinstance(shift, int) else I * J
+    if pairs.window is not None:
+        reach = pairs.queries + (1 if pairs.causal else 2) * (pairs.window - 1)
+        most = min(most, I * (-(-(reach - 1) // pairs.keys) + 1))
+    if ids is None:
+        xp = np if isinstance(shift, int) else jnp
+        some_BIJ, whole_BIJ = (xp.broadcast_to(x, (batch, I, J)) for x in (some_IJ, whole_IJ))
+        return Schedule(some_BIJ, whole_BIJ, most)
+    by_query, by_key = (
+        x.reshape(batch, -1, size) for x, size in zip(ids, (pairs.queries, pairs.keys))
+    )
+    low_BI1, high_BI1 = by_query.min(-1)[:, :, None], by_query.max(-1)[:, :, None]
+    low_B1J, high_B1J = by_key.min(-1)[:, None, :], by_key.max(-1)[:, None, :]
+    some_BIJ = some_IJ[None] & (low_BI1 <= high_B1J) & (low_B1J <= high_BI1)
+    one_BIJ = (low_BI1 == high_B1J) & (low_B1J == high_BI1)
+    return Schedule(some_BIJ, whole_IJ[None] & one_BIJ, most)
+
+
+def _steps(some_BIJ, whole_BIJ, most, *, swapped, flush=False):
+    """The list of steps; a block of the first kind without a partner gets one step, in which it is written."""
+    xp = np if isinstance(some_BIJ, np.ndarray) else jnp
+    B, I, J = some_BIJ.shape
+    most += I  # As many can be without a partner.
+    if xp is np:
+        most = int((some_BIJ.sum(2) + ~some_BIJ.any(2)).sum(1).max())
+    idle_BI1 = ~some_BIJ.any(2, keepdims=True)
+    listed_BX = (some_BIJ | (idle_BI1 & (np.arange(J) == 0)[None, None])).reshape(B, I * J)
+    count_B1 = listed_BX.sum(1, keepdims=True)
+    most = min(most, I * J)
+    place_BP = xp.argsort(~listed_BX, axis=1, stable=True)[:, :most]
+    index_1P = np.arange(most)[None]
+    place_BP = xp.where(
+        index_1P < count_B1, place_BP, xp.take_along_axis(place_BP, count_B1 - 1, axis=1)
+    )
+    major_BP, minor_BP = place_BP // J, place_BP % J
+    edge_BP = xp.concatenate([xp.ones((B, 1), bool), major_BP[:, 1:] != major_BP[:, :-1]], axis=1)
+    flat = (x.reshape(B, I * J) for x in (some_BIJ, whole_BIJ))
+    compute_BP, all_BP = (xp.take_along_axis(x, place_BP, axis=1) for x in flat)
+    last_BP = xp.concatenate([edge_BP[:, 1:], xp.zeros((B, 1), bool)], axis=1)
+    last_BP |= index_1P == count_B1 - 1
+    flags_BP = COMPUTE * compute_BP + WHOLE * all_BP + FIRST * edge_BP + LAST * last_BP
+    flags_BP = xp.where(index_1P < count_B1, flags_BP, 0)
+    if flush:
+        most += J
+        index_1P = np.arange(most)[None]
+        padding = ((0, 0), (0, J))
+        over_BP = index_1P - count_B1
+        major_BP, minor_BP = (xp.pad(x, padding, mode="edge") for x in (major_BP, minor_BP))
+        minor_BP = xp.where(over_BP < 0, minor_BP, xp.clip(over_BP, 0, J - 1))
+        # The rest of a shorter row's list writes its last block again: no other may come after it.
+        flags_BP = xp.where(over_BP < 0, xp.pad(flags_BP, padding), FLUSH)
+        count_B1 = count_B1 + J
+    queries_BP, keys_BP = (minor_BP, major_BP) if swapped else (major_BP, minor_BP)
+    entries_BP = (queries_BP << (_BITS + _KEY_BITS)) | (keys_BP << _BITS) | flags_BP
+    count = count_B1.max()
+    return Steps(entries_BP.astype(np.int32).reshape(-1), most, int(count) if xp is np else count)
+
+
+def sizes(lengths: tuple[int, int], generation: str, direction: str) -> tuple[int, int]:
+    """(queries, keys) of a block; what is shorter takes one block of a multiple of 128."""
+    return tuple(
+        min(size, -(-length // LANES) * LANES)
+        for size, length in zip(_SIZES[generation][direction], lengths)
+    )
+
+
+def heads(group: int) -> int:
+    """Query heads of a step, at most 4, for a group of them that share a key-value head."""
+    return max(size for size in (1, 2, 3, 4) if group % size == 0)
 
 
 def generation(device_kind: str | None) -> str:
@@ -79,37 +236,3 @@ def generation(device_kind: str | None) -> str:
     if device_kind and device_kind.startswith("TPU v6"):
         return "v6e"
     return _KINDS.get(device_kind, "v5e")
-
-
-def ranges(
-    pairs: Pairs, length: int, segment_ids_BS: jax.Array | None, batch: int
-) -> tuple[jax.Array, jax.Array, int, jax.Array, jax.Array, int]:
-    """First and last partner block of every block, by causality, window and the documents in it.
-
-    Blocks of documents whose ranges of identifiers do not meet are outside. What lies between the first and the last
-    partner is computed and masked, whatever it holds, so any layout of identifiers is exact.
-
-    Returns:
-      Keys' first and last block of each block of queries, int32 [B, I], and the most that any can have; queries' first
-      and last block of each block of keys, int32 [B, J], and the most.
-    """
-    reachable_IJ = pairs.reachable(length)
-    met_BIJ = jnp.broadcast_to(jnp.asarray(reachable_IJ), (batch, *reachable_IJ.shape))
-    if segment_ids_BS is not None:
-        by_query = segment_ids_BS.reshape(batch, -1, pairs.queries)
-        by_key = segment_ids_BS.reshape(batch, -1, pairs.keys)
-        low_BI1, high_BI1 = by_query.min(-1)[:, :, None], by_query.max(-1)[:, :, None]
-        low_B1J, high_B1J = by_key.min(-1)[:, None, :], by_key.max(-1)[:, None, :]
-        met_BIJ = met_BIJ & (low_BI1 <= high_B1J) & (low_B1J <= high_BI1)
-    return (
-        *_ends(met_BIJ, 2),
-        int(reachable_IJ.sum(1).max()),
-        *_ends(met_BIJ, 1),
-        int(reachable_IJ.sum(0).max()),
-    )
-
-
-def _ends(met_BIJ, axis):
-    # Every position sees itself, so no row is without a partner.
-    last = met_BIJ.shape[axis] - 1 - jnp.argmax(jnp.flip(met_BIJ, axis), axis)
-    return jnp.argmax(met_BIJ, axis).astype(jnp.int32), last.astype(jnp.int32)

@@ -1,25 +1,39 @@
 """The forward kernel: output, log-sum-exp and largest score in one pass over the keys.
 
 Everything is kept with positions on the lanes ([.., H, S]): a head width of 64 then fills its tiles, in VMEM and in HBM,
-and maxima and sums of a query run over sublanes.
+and maxima and sums of a query run over sublanes. One step takes some of the query heads that share a key-value head, so
+keys, values and mask are loaded and computed once for them.
 
-B batch, S sequence, N query heads, K key-value heads, H head width, Q queries of a block, T keys of a block, L lanes
+B batch, S queries, T keys, N query heads, K key-value heads, G query heads of a step, H head width, Q queries of a block,
+C keys of a block, L lanes
 """
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from smoljax.kernels.attention.pallas_tpu.blocks import FILL, MASKED, Pairs
+from smoljax.kernels.attention.pallas_tpu.blocks import (
+    COMPUTE,
+    FILL,
+    FIRST,
+    LANES,
+    LAST,
+    MASKED,
+    WHOLE,
+    Pairs,
+    Steps,
+    step,
+)
 
-LANES = 128
 # Axes that are summed over; the MXU takes bf16 as it is, and f32 in as many passes as keep its digits.
-COLUMNS = (((0,), (0,)), ((), ()))  # [H, T], [H, Q] -> [T, Q]
-ROWS = (((1,), (0,)), ((), ()))  # [H, T], [T, Q] -> [H, Q]
-BOTH_LAST = (((1,), (1,)), ((), ()))  # [H, Q], [T, Q] -> [H, T]
+COLUMNS = (((0,), (0,)), ((), ()))  # [H, C], [H, Q] -> [C, Q]
+ROWS = (((1,), (0,)), ((), ()))  # [H, C], [C, Q] -> [H, Q]
+BOTH_LAST = (((1,), (1,)), ((), ()))  # [H, Q], [C, Q] -> [H, C]
+LOG2_E = math.log2(math.e)  # The unit of a TPU computes powers of 2.
 
 
 def product(a, b, axes):
@@ -28,128 +42,150 @@ def product(a, b, axes):
     return jax.lax.dot_general(a, b, axes, precision=precision, preferred_element_type=jnp.float32)
 
 
-def run(q_BNHS, k_BKHS, v_BKHS, segment_ids_BS, key_blocks, *, pairs: Pairs, scale: float):
+def run(
+    q_BNHS,
+    k_BKHT,
+    v_BKHT,
+    ids,
+    steps: Steps,
+    shift_1,
+    *,
+    pairs: Pairs,
+    heads: int,
+    scale: float,
+    dtype,
+):
     """Calls the kernel.
 
     Args:
-      q_BNHS: queries; k_BKHS, v_BKHS: keys and values of the same dtype.
-      segment_ids_BS: int32, or None for one document.
-      key_blocks: first and last block of keys of each block of queries, int32 [B, I], and the most of any.
-      pairs: the mask and the sizes of blocks, which divide S.
+      q_BNHS: queries; k_BKHT, v_BKHT: keys and values of the same dtype.
+      ids: int32 segments of queries [B, S] and of keys [B, T], or None for one document.
+      steps: pairs of blocks, queries first.
+      shift_1: int32, position of the first query less that of the first key.
+      pairs: the mask and the sizes of blocks, which divide S and T.
+      heads: query heads of a step, a divisor of N / K.
       scale: factor on the scores.
+      dtype: of the output.
 
     Returns:
-      The output [B, N, H, S] in q's dtype, log-sum-exp f32 [B, N, 1, S], largest scores f32 [B, N, 1, L] spread over lanes.
+      The output [B, N, H, S], log-sum-exp f32 [B, N, 1, S] (MASKED for a query that sees nothing, and its output is 0),
+      largest scores f32 [B, N, 1, L] spread over lanes.
     """
     B, N, H, S = q_BNHS.shape
-    K = k_BKHS.shape[1]
-    first_BI, last_BI, most = key_blocks
-    Q, T = pairs.queries, pairs.keys
+    group = N // k_BKHT.shape[1]
+    Q, C, G = pairs.queries, pairs.keys, heads
 
-    def key_block(b, i, j, first, last):
-        return jnp.minimum(first[b, i] + j, last[b, i])
+    def queries(b, n, s, entries, shift):
+        return step(entries[b * steps.most + s])[0]
 
-    def by_query(b, n, i, j, first, last):
-        return b, n, 0, i
+    def keys(b, n, s, entries, shift):
+        return step(entries[b * steps.most + s])[1]
 
-    def by_key(b, n, i, j, first, last):
-        return b, n // (N // K), 0, key_block(b, i, j, first, last)
+    def by_query(b, n, s, *refs):
+        return b, n, 0, queries(b, n, s, *refs)
+
+    def by_key(b, n, s, *refs):
+        return b, n * G // group, 0, keys(b, n, s, *refs)
 
     in_specs = [
-        pl.BlockSpec((None, None, H, Q), by_query),
-        pl.BlockSpec((None, None, H, T), by_key),
-        pl.BlockSpec((None, None, H, T), by_key),
+        pl.BlockSpec((None, G, H, Q), by_query),
+        pl.BlockSpec((None, None, H, C), by_key),
+        pl.BlockSpec((None, None, H, C), by_key),
     ]
-    inputs = [q_BNHS, k_BKHS, v_BKHS]
-    if segment_ids_BS is not None:
-        in_specs.append(pl.BlockSpec((None, 1, Q), lambda b, n, i, j, *_: (b, 0, i)))
-        in_specs.append(
-            pl.BlockSpec(
-                (None, T, 1),
-                lambda b, n, i, j, first, last: (b, key_block(b, i, j, first, last), 0),
-            )
-        )
-        inputs += [segment_ids_BS[:, None, :], segment_ids_BS[:, :, None]]
-    scores = B * N * int(pairs.reachable(S).sum()) * Q * T
-    bytes_per = q_BNHS.dtype.itemsize
+    inputs = [q_BNHS, k_BKHT, v_BKHT]
+    if ids is not None:
+        in_specs.append(pl.BlockSpec((None, 1, Q), lambda b, *at: (b, 0, queries(b, *at))))
+        in_specs.append(pl.BlockSpec((None, 1, C), lambda b, *at: (b, 0, keys(b, *at))))
+        inputs += [x[:, None] for x in ids]
+    scores = B * N * steps.most * Q * C
     return pl.pallas_call(
         functools.partial(
-            _kernel, pairs=pairs, scale=scale, documents=segment_ids_BS is not None, most=most
+            _kernel, pairs=pairs, documents=ids is not None, most=steps.most, scale=scale
         ),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=2,
-            grid=(B, N, S // Q, most),
+            grid=(B, N // G, steps.count),
             in_specs=in_specs,
             out_specs=[
-                pl.BlockSpec((None, None, H, Q), by_query),
-                pl.BlockSpec((None, None, 1, Q), by_query),
-                pl.BlockSpec((None, None, 1, LANES), lambda b, n, i, j, *_: (b, n, 0, 0)),
+                pl.BlockSpec((None, G, H, Q), by_query),
+                pl.BlockSpec((None, G, 1, Q), by_query),
+                pl.BlockSpec((None, G, 1, LANES), lambda b, n, *_: (b, n, 0, 0)),
             ],
             scratch_shapes=[
-                pltpu.VMEM((1, Q), jnp.float32),
-                pltpu.VMEM((1, Q), jnp.float32),
-                pltpu.VMEM((H, Q), jnp.float32),
+                pltpu.VMEM((G, 1, Q), jnp.float32),
+                pltpu.VMEM((G, 1, Q), jnp.float32),
+                pltpu.VMEM((G, H, Q), jnp.float32),
             ],
         ),
         out_shape=[
-            jax.ShapeDtypeStruct((B, N, H, S), q_BNHS.dtype),
+            jax.ShapeDtypeStruct((B, N, H, S), dtype),
             jax.ShapeDtypeStruct((B, N, 1, S), jnp.float32),
             jax.ShapeDtypeStruct((B, N, 1, LANES), jnp.float32),
         ],
         compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel", "parallel", "arbitrary", "arbitrary")
+            dimension_semantics=("parallel", "parallel", "arbitrary")
         ),
         cost_estimate=pl.CostEstimate(
             flops=4 * scores * H,
             transcendentals=scores,
-            bytes_accessed=bytes_per * (2 * q_BNHS.size + 2 * scores * H // Q) + 4 * B * N * S,
+            bytes_accessed=q_BNHS.dtype.itemsize * (2 * q_BNHS.size + 2 * scores * H // (G * Q))
+            + 4 * B * N * S,
         ),
         name="attention_forward",
-    )(first_BI, last_BI, *inputs)
+    )(steps.list, shift_1, *inputs)
 
 
-def _kernel(first, last, q_HQ, k_HT, v_HT, *rest, pairs, scale, documents, most):
-    ids_1Q, ids_T1 = rest[:2] if documents else (None, None)
-    out_HQ, lse_1Q, largest_1L, max_1Q, sum_1Q, acc_HQ = rest[2 if documents else 0 :]
-    b, i, j = pl.program_id(0), pl.program_id(2), pl.program_id(3)
-    block = first[b, i] + j
+def _kernel(entries, shift, q_GHQ, k_HC, v_HC, *rest, pairs, documents, most, scale):
+    ids_1Q, ids_1C = rest[:2] if documents else (None, None)
+    out_GHQ, lse_G1Q, largest_G1L, max_G1Q, sum_G1Q, acc_GHQ = rest[2 if documents else 0 :]
+    s = pl.program_id(2)
+    i, j, todo = step(entries[pl.program_id(0) * most + s])
 
-    @pl.when(j == 0)
+    @pl.when(s == 0)
     def _():
-        max_1Q[...] = jnp.full_like(max_1Q, MASKED)
-        sum_1Q[...] = jnp.zeros_like(sum_1Q)
-        acc_HQ[...] = jnp.zeros_like(acc_HQ)
+        largest_G1L[...] = jnp.full_like(largest_G1L, -jnp.inf)
 
-    @pl.when((i == 0) & (j == 0))
+    @pl.when(todo & FIRST != 0)
     def _():
-        largest_1L[...] = jnp.full_like(largest_1L, -jnp.inf)
+        # Above what is masked, so that its weights are 0 before a query has seen anything.
+        max_G1Q[...] = jnp.full_like(max_G1Q, MASKED / 2)
+        sum_G1Q[...] = jnp.zeros_like(sum_G1Q)
+        acc_GHQ[...] = jnp.zeros_like(acc_GHQ)
 
-    @pl.when(block <= last[b, i])
-    def _():
-        scores_TQ = scale * product(k_HT[...], q_HQ[...], COLUMNS)
-        allowed_TQ = pairs.allowed(
-            i * pairs.queries,
-            block * pairs.keys,
-            ids_1Q[...] if documents else None,
-            ids_T1[...] if documents else None,
-        )
-        scores_TQ = jnp.where(allowed_TQ, scores_TQ, MASKED)
-        old_1Q = max_1Q[...]
-        new_1Q = jnp.maximum(old_1Q, jnp.max(scores_TQ, axis=0, keepdims=True))
-        # A query that has seen nothing has the maximum MASKED, and exp(0) of what it may not see must not count.
-        weights_TQ = jnp.where(allowed_TQ, jnp.exp(scores_TQ - new_1Q), 0.0)
-        shrink_1Q = jnp.exp(old_1Q - new_1Q)
-        max_1Q[...] = new_1Q
-        sum_1Q[...] = shrink_1Q * sum_1Q[...] + jnp.sum(weights_TQ, axis=0, keepdims=True)
-        update_HQ = product(v_HT[...], weights_TQ.astype(v_HT.dtype), ROWS)
-        acc_HQ[...] = shrink_1Q * acc_HQ[...] + update_HQ
+    def add(allowed_CQ):
+        for g in range(q_GHQ.shape[0]):
+            scores_CQ = (scale * LOG2_E) * product(k_HC[...], q_GHQ[g], COLUMNS)
+            if allowed_CQ is not None:
+                scores_CQ = jnp.where(allowed_CQ, scores_CQ, MASKED)
+            old_1Q = max_G1Q[g]
+            new_1Q = jnp.maximum(old_1Q, jnp.max(scores_CQ, axis=0, keepdims=True))
+            weights_CQ = jnp.exp2(scores_CQ - new_1Q)
+            shrink_1Q = jnp.exp2(old_1Q - new_1Q)
+            max_G1Q[g] = new_1Q
+            sum_G1Q[g] = shrink_1Q * sum_G1Q[g] + jnp.sum(weights_CQ, axis=0, keepdims=True)
+            update_HQ = product(v_HC[...], weights_CQ.astype(v_HC.dtype), ROWS)
+            acc_GHQ[g] = shrink_1Q * acc_GHQ[g] + update_HQ
 
-    @pl.when(j == most - 1)
+    @pl.when(todo & (COMPUTE | WHOLE) == COMPUTE | WHOLE)
     def _():
-        out_HQ[...] = (acc_HQ[...] / sum_1Q[...]).astype(out_HQ.dtype)
-        lse_1Q[...] = max_1Q[...] + jnp.log(sum_1Q[...])
-        real_1Q = max_1Q[...]
+        add(None)
+
+    @pl.when(todo & (COMPUTE | WHOLE) == COMPUTE)
+    def _():
+        distance = shift[0] + i * pairs.queries - j * pairs.keys
+        add(pairs.allowed(distance, *((ids_1Q[...], ids_1C[...]) if documents else (None, None))))
+
+    @pl.when(todo & LAST != 0)
+    def _():
+        real_1Q = None
         if documents:
-            real_1Q = jnp.where((ids_1Q[...] != 0) & (ids_1Q[...] != FILL), real_1Q, -jnp.inf)
-        for start in range(0, pairs.queries, LANES):
-            largest_1L[...] = jnp.maximum(largest_1L[...], real_1Q[:, start : start + LANES])
+            real_1Q = (ids_1Q[...] != 0) & (ids_1Q[...] != FILL)
+        for g in range(q_GHQ.shape[0]):
+            sum_1Q, max_1Q = sum_G1Q[g], max_G1Q[g] / LOG2_E
+            some_1Q = sum_1Q > 0
+            out_GHQ[g] = (acc_GHQ[g] / jnp.where(some_1Q, sum_1Q, 1.0)).astype(out_GHQ.dtype)
+            lse_G1Q[g] = jnp.where(some_1Q, max_1Q + jnp.log(sum_1Q), MASKED)
+            counts_1Q = some_1Q if real_1Q is None else some_1Q & real_1Q
+            largest_1Q = jnp.where(counts_1Q, max_1Q, -jnp.inf)
+            for start in range(0, pairs.queries, LANES):
+                largest_G1L[g] = jnp.maximum(largest_G1L[g], largest_1Q[:, start : start + LANES])
