@@ -4,7 +4,13 @@ import dataclasses
 from collections.abc import Iterator
 
 from smoljax.model import ModelConfig
-from smoljax.planning.estimate import KERNEL_SHARE, Exchange, Times
+from smoljax.planning.estimate import (
+    ATTENTION_TWICE,
+    KERNEL_SHARE,
+    Exchange,
+    Times,
+    product_flops,
+)
 from smoljax.planning.topologies import GIB
 
 _LOSS_TOKENS_PER_CHIP = 2048  # Their f32 logits over 128,256 words take 1 GiB.
@@ -64,7 +70,10 @@ def cheapest(
         for change in _that_save_time(step, times, exchanges, kernel_runs)
         if change.bytes + free_bytes > 0.05 * GIB and change.seconds > 0
     ]
-    return tuple(sorted(possible, key=lambda change: -change.seconds)[:3])
+    best: dict[str, Change] = {}  # By field: one value for each.
+    for change in sorted(possible, key=lambda change: -change.seconds):
+        best.setdefault(change.flags.partition("=")[0], change)
+    return tuple(best.values())[:3]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,8 +144,7 @@ def _that_save_time(
     model = step.model
     if step.loss_chunk < step.tokens_per_chip and step.batch_parts > 1:
         head = 2 * model.vocab_size * model.hidden_size  # FLOPs per token of the logits.
-        passes = 3 if model.remat in ("none", "dots") else 4
-        products = model.flops_per_token(step.seq_len, attention="none") / 3 * passes
+        products = product_flops(model)
         yield Change(
             f"--config.training.loss_chunk={step.tokens_per_chip}",
             times.products * head / (products + head),
@@ -152,20 +160,7 @@ def _that_save_time(
             0.0,
             "scores stay on the chip instead of passing through memory",
         )
-    if model.remat == "full":
-        heads, kv = (2 * n * model.head_dim for n in (model.num_heads, model.num_kv_heads))
-        yield Change(
-            "--config.model.remat=save_attention",
-            times.kernels / (2 + 2.5),
-            -step.activations(heads // 2),
-            "the attention's forward pass is not computed again",
-        )
-        yield Change(
-            "--config.model.remat=dots",
-            times.products / 4,
-            -step.activations(heads + kv + 2 * model.intermediate_size),
-            "no matrix product of a layer is computed again",
-        )
+    yield from _less_recomputed(step, times)
     if step.micro_batches > 1:
         yield Change(
             f"--config.training.micro_batches={step.micro_batches // 2}",
@@ -180,3 +175,35 @@ def _that_save_time(
             -2 * step.layer_inputs,
             "twice the tokens for each exchange (seconds per token are meant; another run)",
         )
+
+
+def _less_recomputed(step: _Step, times: Times) -> Iterator[Change]:
+    """Policies that save more of a layer than the present one."""
+    model = step.model
+    now, held = product_flops(model), step.activations(_saved_width(model))
+    for policy in ("save_attention", "save_projections", "dots", "none"):
+        other = dataclasses.replace(model, remat=policy)
+        seconds = times.products * (1 - product_flops(other) / now)
+        # A forward run of the kernel beside a backward run that is worth 2.5.
+        runs = [3.5 + (each.remat in ATTENTION_TWICE) for each in (model, other)]
+        seconds += times.kernels * (1 - runs[1] / runs[0])
+        if seconds > 0:
+            yield Change(
+                f"--config.model.remat={policy}",
+                seconds,
+                held - step.activations(_saved_width(other)),
+                "more of a layer is kept, and less computed again",
+            )
+
+
+def _saved_width(model: ModelConfig) -> float:
+    """Numbers that each token keeps for the backward pass in each layer, beside the layer's input."""
+    D, F = model.hidden_size, model.intermediate_size
+    heads, kv = (n * model.head_dim for n in (model.num_heads, model.num_kv_heads))
+    return {
+        "full": 0,
+        "save_attention": heads,
+        "save_projections": 2 * heads + 2 * kv,
+        "dots": D + heads + 2 * kv,
+        "none": 6 * D + 3 * heads + 4 * kv + 4 * F,
+    }[model.remat]

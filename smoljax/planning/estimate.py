@@ -2,24 +2,29 @@
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from smoljax.model import ModelConfig
-from smoljax.planning.hlo import Program
+from smoljax.planning.hlo import Collective, Program
 from smoljax.planning.topologies import Chip, Topology
 
 # None of these is fitted to a published run (benchmarks/plan_calibration.py states the error that is left).
 # Share of the peak that attention kernels reach: likely, and the ends of the range. FlashAttention-2 reaches 50 to 73% on an
 # A100 (arXiv 2307.08691, section 4.1), FlashAttention-3 up to 75% on an H100 (arXiv 2407.08608); TPU kernels are not published.
 KERNEL_SHARE = (0.5, 0.7, 0.3)
-# Compiler's cycles to real time: an estimate without stalls, checked by nobody on hardware.
-CYCLES_FACTOR = (1.0, 1.0, 1.15)
-# Closed forms only (GPUs, and models that are not compiled): share of the peak in matrix products, and what is not a product,
-# as a share of their time. TPU programs compile to 82 to 89% of peak in products and 13 to 22% of that for the rest; for GPUs it is what
-# cuBLAS reaches on large bf16 products of an H100 at its power limit (600 to 750 of 989 TFLOP/s).
-PRODUCT_SHARE = {"tpu": 0.85, "gpu": 0.68}
-OTHER_SHARE = 0.2
+# How much longer than estimated the rest may take: a compiled program, whose cycles count no stalls, and the closed forms.
+STALLS = 1.15
+CLOSED_FORM_STALLS = {"tpu": 1.3, "gpu": 1.6}
+# Closed forms only: share of the exchange that nothing hides; likely, and the ends of the range. libtpu 0.0.42 leaves two thirds of it
+# exposed in configs/smollm3_3b.py on v5e and all of it on v5p and v6e; with every collective asynchronous it would be none.
+EXPOSED_SHARE = 0.5
+# Closed forms only (GPUs, and models that are not compiled): times that an activation of every width of a layer (model and feed-forward)
+# passes through memory in a step, recomputation included. configs/smollm3_3b.py compiled for v5e: 16.
+MEMORY_PASSES = 16
+# Least time of one step of a collective to the next chip (jax-ml.github.io/scaling-book/sharding, "A note on ICI latency").
+HOP_SECONDS = 1e-6
 BACKWARD_KERNEL = 2.5  # Five products against two (arXiv 2307.08691, section 2.3); 3.5 when dq and dk, dv are two kernels.
+ATTENTION_TWICE = ("full", "dots")  # Remat policies that run the kernel's forward pass again.
 CONVENTIONS = {"6N": "none", "causal attention": "causal", "full attention": "full"}
 
 
@@ -34,6 +39,11 @@ class Exchange:
     seconds: float
     exposed: float
 
+    @property
+    def hidden(self) -> float:
+        """Seconds behind computation."""
+        return self.seconds - self.exposed
+
 
 @dataclasses.dataclass(frozen=True)
 class Times:
@@ -45,6 +55,8 @@ class Times:
       kernels: attention kernels, priced by their FLOPs.
       exposed: collectives that nothing hides.
       hidden: collectives behind computation.
+      can_hide: of the exposed ones, what could be behind computation.
+      stalls: how much longer than estimated products and the rest may take.
     """
 
     products: float
@@ -52,6 +64,8 @@ class Times:
     kernels: float
     exposed: float
     hidden: float
+    can_hide: float = 0.0
+    stalls: float = STALLS
 
     @property
     def step(self) -> float:
@@ -60,17 +74,15 @@ class Times:
 
     @property
     def fastest(self) -> float:
-        """The lower end: kernels at their best, all asynchronous exchange hidden."""
+        """The lower end: kernels at their best, all exchange hidden that can be."""
         kernels = self.kernels * KERNEL_SHARE[0] / KERNEL_SHARE[1]
-        return (self.products + self.other) * CYCLES_FACTOR[1] + kernels + self.exposed
+        return self.products + self.other + kernels + self.exposed - self.can_hide
 
     @property
     def slowest(self) -> float:
         """The upper end: slow kernels, stalls, nothing hidden."""
         kernels = self.kernels * KERNEL_SHARE[0] / KERNEL_SHARE[2]
-        return (
-            (self.products + self.other) * CYCLES_FACTOR[2] + kernels + self.exposed + self.hidden
-        )
+        return (self.products + self.other) * self.stalls + kernels + self.exposed + self.hidden
 
     @property
     def bound(self) -> str:
@@ -91,6 +103,7 @@ def times_of_program(
     *,
     attention_flops: float,
     num_layer_passes: int,
+    head_dim: int,
 ) -> Times:
     """Seconds of a compiled step.
 
@@ -100,6 +113,7 @@ def times_of_program(
       chip: what it runs on.
       attention_flops: forward FLOPs of causal attention of one layer and micro-batch on one chip.
       num_layer_passes: layers times micro-batches.
+      head_dim: width of a head.
     """
     backward_runs = sum(kernel.trips for kernel in program.kernels if kernel.backward)
     forward_runs = program.kernel_runs - backward_runs
@@ -112,18 +126,25 @@ def times_of_program(
     return Times(
         products=program.matmul_cycles / chip.clock,
         other=(program.total_cycles - program.matmul_cycles) / chip.clock,
-        kernels=kernel_flops / chip.peak_flops / KERNEL_SHARE[0],
+        kernels=kernel_flops / kernel_rate(chip, head_dim),
         exposed=exposed,
         hidden=sum(exchange.seconds for exchange in exchanges) - exposed,
     )
+
+
+def kernel_rate(chip: Chip, head_dim: int) -> float:
+    """FLOP/s of attention kernels: a share of the peak, less what a matrix unit wider than a head does for nothing."""
+    width = chip.mxu_width or head_dim
+    filled = head_dim / (math.ceil(head_dim / width) * width)
+    return chip.peak_flops * KERNEL_SHARE[0] * filled
 
 
 def price_collectives(
     program: Program,
     *,
     chip: Chip,
-    axes_of: Callable[[tuple[int, ...]], str],
-    bandwidth_of: Callable[[tuple[int, ...]], float],
+    axes_of: Callable[[Collective], str],
+    seconds_of: Callable[[Collective], float],
 ) -> tuple[Exchange, ...]:
     """Collectives by mesh axes and kind, with their time on the links.
 
@@ -132,11 +153,11 @@ def price_collectives(
     Args:
       program: a program.
       chip: whose clock its cycles count.
-      axes_of: partition numbers of a group -> names of the mesh axes along which they differ.
-      bandwidth_of: partition numbers of a group -> bytes/s that one chip sends among them.
+      axes_of: collective -> names of the mesh axes along which its chips differ.
+      seconds_of: collective -> seconds of one run.
     """
     seconds = {
-        collective: collective.bytes_sent * collective.trips / bandwidth_of(collective.group)
+        collective: seconds_of(collective) * collective.trips
         for collective in set(program.collectives)
     }
     waiting: dict[str, float] = {}
@@ -150,7 +171,7 @@ def price_collectives(
         if collective.asynchronous and taken:
             hides = program.cycles.get(collective.loop, 0) / chip.clock
             exposed = taken * max(0.0, 1 - hides / waiting[collective.loop])
-        row = rows.setdefault((axes_of(collective.group), collective.kind), [0, 0.0, 0.0, 0.0])
+        row = rows.setdefault((axes_of(collective), collective.kind), [0, 0.0, 0.0, 0.0])
         for i, value in enumerate(
             (collective.trips, collective.bytes_sent * collective.trips, taken, exposed)
         ):
@@ -161,30 +182,62 @@ def price_collectives(
     )
 
 
-def bandwidth(group: list[tuple[int, ...]], slices: list[int], topology: Topology) -> float:
-    """Bytes/s that one chip sends in a collective of these chips.
+def collective_seconds(
+    collective: Collective, places: Sequence[tuple[int, ...]], topology: Topology
+) -> float:
+    """Seconds of one run of a collective: its bytes over the links that it can use, and its steps from chip to chip.
 
     Args:
-      group: coordinates of the chips in the torus.
-      slices: their slice numbers.
+      collective: what is exchanged.
+      places: coordinates in the torus of one group of its chips (TPU).
       topology: the machine.
     """
     chip = topology.chip
-    if len(set(slices)) > 1:
-        return chip.network_bandwidth
+    if not collective.group:
+        return collective.bytes_sent / chip.network_bandwidth
     if chip.platform == "gpu":
-        return chip.link_bandwidth
-    total = 0.0
-    for axis, side in enumerate(topology.shape):
-        if len({place[axis] for place in group}) > 1:
-            # A ring needs the link around the edge, which only long enough sides have; without it one direction is left.
-            ring = side >= (16 if len(topology.shape) == 2 else 4)
-            total += chip.link_bandwidth * (1 if ring else 0.5)
-    return total or chip.link_bandwidth
+        return collective.bytes_sent / chip.link_bandwidth
+    hops = [_hops(places, axis, topology) for axis in range(len(topology.shape))]
+    if collective.kind == "collective-permute":
+        # One way to a neighbour; where it is further, each link carries the data of all chips on the way.
+        return collective.bytes_sent * max(1, sum(hops)) / chip.link_bandwidth + HOP_SECONDS
+    rate = sum(
+        chip.link_bandwidth * (2 if _is_ring(places, axis, topology) else 1)
+        for axis in range(len(topology.shape))
+        if hops[axis]
+    )
+    turns = 2 if collective.kind == "all-reduce" else 1
+    return collective.bytes_sent / (rate or chip.link_bandwidth) + turns * sum(hops) * HOP_SECONDS
+
+
+def _is_ring(places: Sequence[tuple[int, ...]], axis: int, topology: Topology) -> bool:
+    """Whether these chips fill a side of the torus that is closed: one of 16 on v5e and v6e, any of whole cubes of 4 x 4 x 4 on v4 and
+    v5p (jax-ml.github.io/scaling-book/tpus). Without the link around the edge one direction is left."""
+    side = topology.shape[axis]
+    closed = (
+        side == 16 if len(topology.shape) == 2 else all(each % 4 == 0 for each in topology.shape)
+    )
+    return closed and len({place[axis] for place in places}) == side
+
+
+def _hops(places: Sequence[tuple[int, ...]], axis: int, topology: Topology) -> int:
+    """Steps from chip to chip that a collective of these takes along an axis."""
+    here = [place[axis] for place in places]
+    apart = max(here) - min(here)
+    if _is_ring(places, axis, topology):
+        return topology.shape[axis] // 2
+    return apart
 
 
 def roofline(
-    model: ModelConfig, topology: Topology, *, seq_len: int, tokens: float, params_split: int
+    model: ModelConfig,
+    topology: Topology,
+    *,
+    seq_len: int,
+    tokens: float,
+    fsdp: int,
+    tensor: int = 1,
+    loss_chunk: int | None = None,
 ) -> Times:
     """Seconds of a step in closed form: nothing is compiled.
 
@@ -193,33 +246,81 @@ def roofline(
       topology: the machine.
       seq_len: tokens of a sequence.
       tokens: tokens of a step on the whole machine.
-      params_split: chips over which parameters are split; gathered twice and their gradient summed once a step, in bf16.
+      fsdp: chips over which parameters are split and gathered twice, and their gradient summed once, a step, in bf16.
+      tensor: chips over which heads and feed-forward width are split, and activations exchanged.
+      loss_chunk: tokens per chip whose logits are computed at a time, and again for the gradient; None for all, once.
     """
     chip, chips = topology.chip, topology.num_chips
-    products = model.flops_per_token(seq_len, attention="none") * tokens / chips
-    head = 6 * model.vocab_size * model.hidden_size * tokens / chips
-    attention = model.flops_per_token(seq_len, attention="causal") * tokens / chips - products
-    if model.remat in ("full", "save_attention", "save_projections"):
-        products += (products - head) / 3
-        attention *= 4 / 3 if model.remat == "full" else 1
-    seconds = products / chip.peak_flops / PRODUCT_SHARE[chip.platform]
-    # Between slices parameters are copies: only what one chip holds of the gradient is summed there.
-    inside = min(params_split, topology.chips_per_slice)
-    sent = 3 * 2 * model.num_params * (1 - 1 / inside)
-    rate = chip.link_bandwidth * max(1, len([side for side in topology.shape if side > 1]))
-    links = sent / rate
-    if topology.slices > 1:
-        share = 2 * 4 * model.num_params / inside * (1 - 1 / topology.slices)
-        links += share / chip.network_bandwidth
-    other = OTHER_SHARE * seconds
-    exposed = max(0.0, links - seconds - other)
+    here = tokens / chips
+    products = here * product_flops(model)
+    if loss_chunk is not None and loss_chunk < here * tensor:
+        products += here * 2 * model.vocab_size * model.hidden_size
+    attention = here * (
+        model.flops_per_token(seq_len, attention="causal")
+        - model.flops_per_token(seq_len, attention="none")
+    )
+    # Forward 2 products, backward 5, and where nothing is saved 2 again; the convention counts 2 and 4.
+    attention *= (2 + 5 + 2 * (model.remat in ATTENTION_TWICE)) / 6
+    seconds = products / chip.peak_flops / chip.product_share
+    widths = model.hidden_size + model.intermediate_size / tensor
+    memory = here * tensor * 2 * MEMORY_PASSES * widths * model.num_layers / chip.hbm_bandwidth
+    links = _link_seconds(model, topology, fsdp, tensor, here)
+    hides = min(links, seconds + memory)
+    exposed = links - hides * (1 - EXPOSED_SHARE)
     return Times(
         products=seconds,
-        other=other,
-        kernels=attention / chip.peak_flops / KERNEL_SHARE[0],
+        other=memory,
+        kernels=attention / kernel_rate(chip, model.head_dim),
         exposed=exposed,
         hidden=links - exposed,
+        can_hide=hides * EXPOSED_SHARE,
+        stalls=CLOSED_FORM_STALLS[chip.platform],
     )
+
+
+def product_flops(model: ModelConfig) -> float:
+    """Of one token's matrix products, with those that the remat policy computes again: what the backward pass reads, which a layer's
+    last product is not."""
+    D, F, H = model.hidden_size, model.intermediate_size, model.head_dim
+    output_and_mlp = model.num_heads * H * D + 2 * D * F
+    queries_keys_values = D * H * (model.num_heads + 2 * model.num_kv_heads)
+    again = {
+        "none": 0,
+        "dots": 2 * D * F,  # What the policy cannot see: these two are behind a custom gradient.
+        "save_projections": output_and_mlp,
+        "save_attention": output_and_mlp + queries_keys_values,
+        "full": output_and_mlp + queries_keys_values,
+    }
+    return model.flops_per_token(1, attention="none") + 2 * model.num_layers * again[model.remat]
+
+
+def _link_seconds(
+    model: ModelConfig, topology: Topology, fsdp: int, tensor: int, tokens_per_chip: float
+) -> float:
+    """Seconds of all exchange of a step, one after the other."""
+    chip = topology.chip
+    sides = [side for side in topology.shape if side > 1]
+    links = 1 if chip.platform == "gpu" else 2 * max(1, len(sides))
+    whole = 2 * model.num_params / tensor
+    sent = 3 * whole * (1 - 1 / fsdp)
+    inside = min(fsdp, topology.chips_per_slice // tensor)
+    seconds = sent / (links * chip.link_bandwidth)
+    if (
+        fsdp > inside
+    ):  # Rings through several nodes: what enters a node passes through all its network cards.
+        node = chip.network_bandwidth * topology.chips_per_slice
+        seconds = max(seconds, sent / node)
+    elif (
+        topology.slices > 1
+    ):  # Between slices parameters are copies: only each chip's part of the f32 gradient is summed there.
+        part = 4 * model.num_params / (inside * tensor)
+        seconds += 2 * part * (1 - 1 / topology.slices) / chip.network_bandwidth
+    if tensor > 1:
+        # Gathered before and scattered after attention and the feed-forward network: forward, again, and backward. One axis of links.
+        rows = tokens_per_chip * tensor * 2 * model.hidden_size * (1 - 1 / tensor)
+        axis = chip.link_bandwidth * (1 if chip.platform == "gpu" else 2)
+        seconds += 4 * 3 * rows * model.num_layers / axis
+    return seconds
 
 
 @dataclasses.dataclass(frozen=True)

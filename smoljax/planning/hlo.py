@@ -28,6 +28,9 @@ _NAMED = re.compile(
 )
 _LISTED = re.compile(r"replica_groups=\{\{([\d,]+)\}")
 _PAIRS = re.compile(r"source_target_pairs=\{\{(\d+),(\d+)\}")
+_BETWEEN_SLICES = re.compile(
+    r'_xla_megascale_target="\{([\d,]+)\}[^"]*",_xla_megascale_transfer_type="(\w+)"'
+)
 COLLECTIVES = (
     "all-gather",
     "all-reduce",
@@ -36,6 +39,14 @@ COLLECTIVES = (
     "collective-permute",
     "ragged-all-to-all",
 )
+# Bytes that a chip sends to other slices for each byte that it hands its host, of n slices, by ring algorithms.
+_NETWORK_SHARE = {
+    "ALL_REDUCE": lambda n: 2 * (n - 1) / n,
+    "ALL_GATHER": lambda n: n - 1,
+    "REDUCE_SCATTER": lambda n: (n - 1) / n,
+    "ALL_TO_ALL": lambda n: (n - 1) / n,
+    "ONE_TO_ONE": lambda n: 1,
+}
 # Computations of these run inside their instruction, whose note of cycles covers them.
 _COVERED = ("fusion", "reduce", "sort", "scatter", "select-and-scatter", "map", "reduce-window")
 
@@ -47,7 +58,7 @@ class Collective:
     Attributes:
       kind: one of COLLECTIVES.
       bytes_sent: bytes that a chip sends in one run, by the ring algorithm.
-      group: partition numbers of one group.
+      group: partition numbers of one group; () where it goes between slices, through their hosts.
       trips: runs in a step.
       asynchronous: whether other work may go on meanwhile.
       loop: the computation that holds it.
@@ -220,11 +231,33 @@ def _collectives(
     base = instruction.opcode.removesuffix("-start")
     if base in COLLECTIVES:
         yield from _once(instruction, base, instruction.opcode != base, loop, trips, seen)
+    elif instruction.opcode == "send" and "_xla_megascale" in instruction.text:
+        yield _between_slices(instruction, loop, trips)
     elif instruction.opcode in ("fusion", "async-start"):
+        # A sum of which each chip keeps its part: written as a whole sum and a slice of it, run as one that scatters.
+        scatters = "calls=%all-reduce-scatter" in instruction.text
         for inner in _inside(instruction, computations):
             inner_base = inner.opcode.removesuffix("-start")
-            if inner_base in COLLECTIVES:
+            if inner_base == "all-reduce" and scatters:
+                for found in _once(inner, inner_base, False, loop, trips, seen):
+                    half = found.bytes_sent / 2
+                    yield dataclasses.replace(found, kind="reduce-scatter", bytes_sent=half)
+            elif inner_base in COLLECTIVES:
                 yield from _once(inner, inner_base, True, loop, trips, seen)
+
+
+def _between_slices(instruction: _Instruction, loop: str, trips: int) -> Collective:
+    """What a chip hands to its host, which exchanges it with the hosts of other slices while the chip goes on."""
+    found = _BETWEEN_SLICES.search(instruction.text)
+    if not found or found[2] not in _NETWORK_SHARE:
+        raise SmoljaxError(
+            f"the program sends to other slices in a form that is not known: {instruction.text[:300]}; "
+            "teach smoljax.planning.hlo to read it"
+        )
+    payload = max(shape_bytes(*shape) for shape in _SHAPE.findall(instruction.shape))
+    sent = payload * _NETWORK_SHARE[found[2]](len(found[1].split(",")))
+    kind = found[2].lower().replace("_", "-")
+    return Collective(kind, sent, (), trips, True, loop)
 
 
 def _inside(instruction: _Instruction, computations: dict) -> Iterator[_Instruction]:

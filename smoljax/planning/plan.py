@@ -8,13 +8,13 @@ from smoljax.planning.estimate import (
     Estimate,
     Exchange,
     Times,
-    bandwidth,
+    collective_seconds,
     estimate,
     price_collectives,
     roofline,
     times_of_program,
 )
-from smoljax.planning.hlo import Program, read
+from smoljax.planning.hlo import Collective, Program, read
 from smoljax.planning.topologies import Topology
 
 
@@ -142,7 +142,13 @@ def _times(
     tokens = run.data.batch_size * seq_len
     if program is None:
         return roofline(
-            model, topology, seq_len=seq_len, tokens=tokens, params_split=run.mesh.shape["fsdp"]
+            model,
+            topology,
+            seq_len=seq_len,
+            tokens=tokens,
+            fsdp=run.mesh.shape["fsdp"],
+            tensor=run.mesh.shape["tensor"],
+            loss_chunk=run.training.loss_chunk,
         )
     passes = model.num_layers * run.training.micro_batches
     per_token = model.flops_per_token(seq_len, attention="causal")
@@ -153,6 +159,7 @@ def _times(
         topology.chip,
         attention_flops=per_token / 3 * tokens / topology.num_chips / passes,
         num_layer_passes=passes,
+        head_dim=model.head_dim,
     )
 
 
@@ -166,18 +173,16 @@ def _exchanges(program: Program, mesh, topology: Topology) -> tuple[Exchange, ..
             rest, indices[axis] = divmod(rest, side)
         return indices
 
-    def axes_of(group: tuple[int, ...]) -> str:
-        places = [place(partition) for partition in group]
+    def axes_of(collective: Collective) -> str:
+        if not collective.group:
+            return "data, network"
+        places = [place(partition) for partition in collective.group]
         differ = [axis for axis, _ in sides if len({p[axis] for p in places}) > 1]
         return "+".join(differ) or "none"
 
-    def bandwidth_of(group: tuple[int, ...]) -> float:
-        members = [devices[partition] for partition in group]
-        coordinates = [tuple(device.coords)[: len(topology.shape)] for device in members]
-        return bandwidth(
-            coordinates, [getattr(device, "slice_index", 0) for device in members], topology
-        )
+    def seconds_of(collective: Collective) -> float:
+        members = [devices[partition] for partition in collective.group]
+        places = [tuple(device.coords)[: len(topology.shape)] for device in members]
+        return collective_seconds(collective, places, topology)
 
-    return price_collectives(
-        program, chip=topology.chip, axes_of=axes_of, bandwidth_of=bandwidth_of
-    )
+    return price_collectives(program, chip=topology.chip, axes_of=axes_of, seconds_of=seconds_of)

@@ -18,33 +18,56 @@ class Chip:
       platform: "tpu" or "gpu".
       peak_flops: dense bf16 FLOP/s.
       hbm_bytes: memory that a program may use.
-      link_bandwidth: bytes/s one way, over all links that one axis of a torus has (TPU), or over the switch inside a node (GPU).
+      hbm_bandwidth: bytes/s between that memory and the chip.
+      link_bandwidth: bytes/s one way over one link of the torus (TPU), or into the switch of a node (GPU).
       network_bandwidth: bytes/s one way and per chip between slices or nodes.
+      product_share: of the peak, in the matrix products of a whole train step (closed forms; compiled programs say themselves).
       clock: Hz, in which the compiler counts its estimated cycles; 0 where there is no such estimate.
+      mxu_width: rows and columns of a matrix unit, to which narrower operands are padded; 0 where it does not matter.
     """
 
     name: str
     platform: str
     peak_flops: float
     hbm_bytes: float
+    hbm_bandwidth: float
     link_bandwidth: float
     network_bandwidth: float
+    product_share: float
     clock: float
+    mxu_width: int
 
 
-# TPUs: peaks, memory and links of cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e}; one-way link rates and the network's share of a chip
-# from the table "TPU specs" of jax-ml.github.io/scaling-book/tpus (a link there is one way; a ring has one each way). The clock is
-# peak / (MXUs x width^2 x 2): that is the unit in which large products of a compiled program come out at their peak.
+# TPUs: peak, memory, its bandwidth and the number of links from docs.cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e} (v5e 197 TFLOP/s, 819 GB/s,
+# 400 GB/s over four links both ways; v5p 459, 2,765, 1,200 over six, network 50 Gbit/s a chip; v6e 918, 1,638, 800 over four). Links one
+# way and the network's share of a chip (6.25 GB/s; v5e 3.125, v6e 12.5) from the table "TPU specs" of jax-ml.github.io/scaling-book/tpus.
+# The clock is peak / FLOPs in a cycle, the unit in which large products come out near their peak: at 1.75 GHz v6e's compiler reaches
+# 457,000 of 524,288 a cycle (16,384 x 2,048 by 2,048 x 11,008), v5e's 128,800 of 131,072 at 1.5 GHz.
 # v5e's memory is what its compiler grants (15.75 GiB), v6e's likewise (31.25); v4's and v5p's are nominal.
-# GPUs: nvidia.com data sheets (SXM, dense bf16); NVLink per GPU one way, and 400 Gbit/s of InfiniBand per GPU (A100: 200).
+# product_share: FLOPs of the matrix products of configs/smollm3_3b.py against the cycles that libtpu 0.0.42 notes for them; v4 has the
+# matrix unit of v5p. Measured on a v6e, large bf16 products reach 0.79 of the peak (github.com/yangwhale/gpu-tpu-pedia, tpu/v7_perf).
+# GPUs: SXM boards, dense bf16; memory and its bandwidth, NVLink (a third generation's 300 GB/s one way, 450, 900) and 400 Gbit/s of
+# InfiniBand a GPU (A100: 200) from jax-ml.github.io/scaling-book/gpus, where collectives reach 370 of 450 GB/s: the links are given
+# at that share. product_share is that of the best matrix product measured (A100 271 of 312, H100 and H200 794 of 989, B200 1,745 of 2,250
+# TFLOP/s; github.com/stas00/ml-engineering, compute/accelerator), times 0.85, as all products of a step reach that of the best on a v5e.
+_NVLINK = 370 / 450
 CHIPS = {
-    "v4": Chip("v4", "tpu", 275e12, 32 * GIB, 2 * 45e9, 6.25e9, 1.05e9),
-    "v5e": Chip("v5e", "tpu", 197e12, 15.75 * GIB, 2 * 45e9, 3.125e9, 1.5e9),
-    "v5p": Chip("v5p", "tpu", 459e12, 95 * GIB, 2 * 90e9, 6.25e9, 1.75e9),
-    "v6e": Chip("v6e", "tpu", 918e12, 31.25 * GIB, 2 * 90e9, 12.5e9, 1.75e9),
-    "a100": Chip("a100", "gpu", 312e12, 80e9, 300e9, 25e9, 0),
-    "h100": Chip("h100", "gpu", 989e12, 80e9, 450e9, 50e9, 0),
-    "h200": Chip("h200", "gpu", 989e12, 141e9, 450e9, 50e9, 0),
+    "v4": Chip(
+        "v4", "tpu", 275e12, 32 * GIB, 1.2e12, 45e9, 6.25e9, 0.86, clock=1.05e9, mxu_width=128
+    ),
+    "v5e": Chip(
+        "v5e", "tpu", 197e12, 15.75 * GIB, 819e9, 45e9, 3.125e9, 0.84, clock=1.5e9, mxu_width=128
+    ),
+    "v5p": Chip(
+        "v5p", "tpu", 459e12, 95 * GIB, 2.765e12, 90e9, 6.25e9, 0.86, clock=1.75e9, mxu_width=128
+    ),
+    "v6e": Chip(
+        "v6e", "tpu", 918e12, 31.25 * GIB, 1.638e12, 90e9, 12.5e9, 0.52, clock=1.75e9, mxu_width=256
+    ),
+    "a100": Chip("a100", "gpu", 312e12, 80e9, 2.0e12, _NVLINK * 300e9, 25e9, 0.74, 0, 0),
+    "h100": Chip("h100", "gpu", 989e12, 80e9, 3.35e12, _NVLINK * 450e9, 50e9, 0.68, 0, 0),
+    "h200": Chip("h200", "gpu", 989e12, 141e9, 4.8e12, _NVLINK * 450e9, 50e9, 0.68, 0, 0),
+    "b200": Chip("b200", "gpu", 2250e12, 180e9, 8.0e12, _NVLINK * 900e9, 50e9, 0.66, 0, 0),
 }
 GPUS_PER_NODE = 8
 

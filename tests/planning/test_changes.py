@@ -1,5 +1,7 @@
 """Advice: what frees memory when a run does not fit, what saves time when it does."""
 
+import dataclasses
+
 import pytest
 
 from smoljax.model import ModelConfig
@@ -42,9 +44,11 @@ def test_all_logits_at_once_save_a_product_where_memory_is_plenty(asked):
     asked["free_bytes"] = 20 * GIB
     (change,) = [change for change in cheapest(MODEL, **asked) if change.flags == flags]
     assert change.bytes == -8 * 128_256 * (16_384 - 2_048)
-    # One product with the head, of 2 V D FLOPs per token, beside 8 N with recomputed layers.
+    # One product with the head, of 2 V D FLOPs per token, beside 6 N and all that a layer computes again: not its last product.
     head = 2 * 128_256 * 2048
-    assert change.seconds == pytest.approx(2.3 * head / (8 * MODEL.num_params + head), rel=0.01)
+    again = 2 * 36 * 2048 * (16 + 4 + 4 + 16) * 128 + 4 * 36 * 2048 * 11_008
+    products = 6 * MODEL.num_params + again + head
+    assert change.seconds == pytest.approx(2.3 * head / products, rel=0.001)
 
 
 def test_at_most_three_and_all_of_them_fit(asked):
@@ -75,3 +79,25 @@ def test_one_sequence_per_chip_cannot_be_split(asked):
     asked |= {"times": None, "free_bytes": -GIB, "batch_size": 256}
     flags = [change.flags for change in cheapest(MODEL, **asked)]
     assert not any("micro_batches" in flag for flag in flags)
+
+
+def test_each_field_is_named_once_and_keeps_more_of_a_layer_where_memory_is_plenty(asked):
+    asked |= {"free_bytes": 76 * GIB, "batch_size": 256, "loss_chunk": 4096}
+    changes = cheapest(MODEL, **asked)
+    fields = [change.flags.partition("=")[0] for change in changes]
+    assert len(set(fields)) == len(fields)
+    (kept,) = [change for change in changes if "remat" in change.flags]
+    # 4,096 tokens of 36 layers keep everything in 19 GB, and nothing of a layer's 7.4 of 6 N is computed again.
+    assert kept.flags == "--config.model.remat=none"
+    assert kept.seconds == pytest.approx(2.3 * (1 - 6 / 7.4) + 0.5 / 4.5, rel=0.05)
+    kept_all = dataclasses.replace(MODEL, remat="none")
+    assert not [c for c in cheapest(kept_all, **asked) if "remat" in c.flags]
+
+
+def test_the_kernel_is_not_run_twice_where_its_output_is_kept(asked):
+    """save_attention saves one of 2 + 2.5 forward runs, as full recomputes exactly that beside the products."""
+    asked |= {"free_bytes": 2.8 * GIB, "loss_chunk": 16_384}
+    (change,) = [c for c in cheapest(MODEL, **asked) if "remat" in c.flags]
+    assert change.flags == "--config.model.remat=save_attention"
+    assert change.seconds == pytest.approx(0.5 / 4.5)
+    assert change.bytes == -2 * 16_384 * 36 * 2048

@@ -8,9 +8,11 @@ from smoljax.model import ModelConfig
 from smoljax.planning import hlo
 from smoljax.planning.estimate import (
     Times,
-    bandwidth,
+    collective_seconds,
     estimate,
+    kernel_rate,
     price_collectives,
+    product_flops,
     roofline,
     times_of_program,
 )
@@ -25,6 +27,15 @@ MODEL = ModelConfig(
     num_kv_heads=2,
     compute_dtype="bfloat16",
     remat="full",
+)
+BIG = ModelConfig(
+    vocab_size=128_256,
+    num_layers=36,
+    hidden_size=2048,
+    intermediate_size=11_008,
+    num_heads=16,
+    num_kv_heads=4,
+    compute_dtype="bfloat16",
 )
 TIMES = Times(products=1.0, other=0.25, kernels=0.5, exposed=0.25, hidden=0.5)
 
@@ -74,7 +85,7 @@ def test_exchange_hides_behind_its_loop_when_it_is_asynchronous(asynchronous, co
     chip = CHIPS["v5e"]
     program = _program(compute * chip.clock, _gather(1e9, asynchronous=asynchronous))
     (row,) = price_collectives(
-        program, chip=chip, axes_of=lambda group: "fsdp", bandwidth_of=lambda group: 1e10
+        program, chip=chip, axes_of=lambda collective: "fsdp", seconds_of=lambda collective: 0.1
     )
     assert (row.runs, row.bytes_sent, row.seconds) == (10, 1e10, 1.0)
     assert row.exposed == pytest.approx(exposed)
@@ -85,7 +96,9 @@ def test_kernels_are_priced_by_their_flops():
     runs = (hlo.Kernel("fwd", 72, False), hlo.Kernel("bwd", 36, True))
     program = hlo.Program({}, 0.0, runs, (), 0)
     chip = CHIPS["v5e"]
-    times = times_of_program(program, (), chip, attention_flops=1e12, num_layer_passes=36)
+    times = times_of_program(
+        program, (), chip, attention_flops=1e12, num_layer_passes=36, head_dim=128
+    )
     assert times.kernels == pytest.approx(36 * 4.5e12 / chip.peak_flops / 0.5)
     two = (hlo.Kernel("fwd", 72, False), hlo.Kernel("dq", 36, True), hlo.Kernel("dkv", 36, True))
     split = times_of_program(
@@ -94,26 +107,122 @@ def test_kernels_are_priced_by_their_flops():
         chip,
         attention_flops=1e12,
         num_layer_passes=36,
+        head_dim=128,
     )
     assert split.kernels == pytest.approx(36 * 5.5e12 / chip.peak_flops / 0.5)
 
 
-def test_links():
-    v5e, v5p = topology("v5e-256"), topology("v5p-128")
-    line = [(x, 0) for x in range(16)]
-    plane = [(x, y) for x in range(16) for y in range(16)]
-    assert bandwidth(line, [0] * 16, v5e) == 2 * 45e9
-    assert bandwidth(plane, [0] * 256, v5e) == 4 * 45e9
-    assert bandwidth([(0, 0, z) for z in range(4)], [0] * 4, v5p) == 2 * 90e9
-    assert bandwidth([(0, 0), (1, 0)], [0, 0], topology("v5e-4")) == 45e9  # No ring of two.
-    assert bandwidth([(0, 0), (0, 0)], [0, 1], topology("v5e-256x2")) == v5e.chip.network_bandwidth
+def test_heads_narrower_than_a_matrix_unit_leave_part_of_it_idle():
+    v5e, v6e, h100 = CHIPS["v5e"], CHIPS["v6e"], CHIPS["h100"]
+    assert kernel_rate(v5e, 128) == v5e.peak_flops / 2
+    assert kernel_rate(v5e, 64) == v5e.peak_flops / 4
+    assert kernel_rate(v5e, 96) == v5e.peak_flops / 2 * 96 / 128
+    assert kernel_rate(v6e, 128) == v6e.peak_flops / 4  # Its units are 256 wide.
+    assert kernel_rate(h100, 64) == h100.peak_flops / 2
+
+
+def _seconds(kind, group, places, machine, sent=90e9):
+    collective = hlo.Collective(kind, sent, group, 1, False, "main")
+    return collective_seconds(collective, places, topology(machine))
+
+
+LINE = [(x, 0) for x in range(16)]
+PLANE = [(x, y) for x in range(16) for y in range(16)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "places", "machine", "seconds"),
+    [
+        # 90 GB on links of 45 GB/s: a ring uses two, a plane of rings four; 8 steps of 1 us to the far side.
+        ("all-gather", LINE, "v5e-256", 1.0 + 8e-6),
+        ("all-gather", PLANE, "v5e-256", 0.5 + 16e-6),
+        ("all-reduce", PLANE, "v5e-256", 0.5 + 32e-6),
+        # Not a closed ring: half a side, a side of 4 on v5e, less than a cube of 4 x 4 x 4 on v5p.
+        ("all-gather", LINE[:8], "v5e-256", 2.0 + 7e-6),
+        ("all-gather", [(0, 0), (1, 0)], "v5e-4", 2.0 + 1e-6),
+        ("all-gather", [(0, 0, z) for z in range(4)], "v5p-128", 0.5 + 2e-6),
+        ("all-gather", [(0, 0, z) for z in range(4)], "v5p-64", 1.0 + 3e-6),
+        # One link one way, to a neighbour; or two chips on, so that each link carries two chips' data.
+        ("collective-permute", [(0, 0), (1, 0)], "v5e-256", 2.0 + 1e-6),
+        ("collective-permute", [(0, 0), (2, 0)], "v5e-256", 4.0 + 1e-6),
+    ],
+)
+def test_links(kind, places, machine, seconds):
+    group = tuple(range(len(places)))
+    assert _seconds(kind, group, places, machine) == pytest.approx(seconds)
+
+
+def test_between_slices_the_network_counts():
+    assert _seconds("all-reduce", (), [], "v5e-256x2") == 90e9 / 3.125e9
+    assert _seconds("all-reduce", (), [], "v6e-256x2") == 90e9 / 12.5e9
 
 
 def test_the_closed_form_scales_as_it_must():
     machine = topology("v5p-128")
-    one = roofline(MODEL, machine, seq_len=512, tokens=2**22, params_split=64)
-    two = roofline(MODEL, machine, seq_len=512, tokens=2**23, params_split=64)
+    one = roofline(MODEL, machine, seq_len=512, tokens=2**22, fsdp=64)
+    two = roofline(MODEL, machine, seq_len=512, tokens=2**23, fsdp=64)
     assert two.products == pytest.approx(2 * one.products)
     assert two.hidden + two.exposed == pytest.approx(one.hidden + one.exposed)
     kept = dataclasses.replace(MODEL, remat="none")
-    assert roofline(kept, machine, seq_len=512, tokens=2**22, params_split=64).step < one.step
+    assert roofline(kept, machine, seq_len=512, tokens=2**22, fsdp=64).step < one.step
+
+
+def test_closed_form_of_the_3b_model_by_hand():
+    """A layer of SmolLM3-3B holds 78.1M numbers in matrices: 2 x 2048 x 2048 + 2 x 2048 x 512 + 3 x 2048 x 11,008."""
+    model = dataclasses.replace(BIG, remat="none")
+    layer = 2 * 2048 * 2048 + 2 * 2048 * 512 + 3 * 2048 * 11_008
+    once = 6 * (36 * layer + 128_256 * 2048)
+    assert product_flops(model) == once
+    # All but the down projection again.
+    again = 2 * 36 * (layer - 2048 * 11_008)
+    assert product_flops(dataclasses.replace(model, remat="full")) == once + again
+    machine = topology("v5e-256")
+    times = roofline(model, machine, seq_len=4096, tokens=2**22, fsdp=256)
+    assert times.products == pytest.approx(2**14 * once / (0.84 * 197e12))
+    # Attention forward 2, backward 5 of the 6 N that the convention halves: 3.5/3 of 6 L S N H, at half the peak.
+    attention = 2**14 * 6 * 36 * 4096 * 2048 * 7 / 6
+    assert times.kernels == pytest.approx(attention / (0.5 * 197e12))
+    # Three times the parameters in bf16, over four links of 45 GB/s.
+    assert times.exposed + times.hidden == pytest.approx(
+        3 * 2 * model.num_params * 255 / 256 / (4 * 45e9)
+    )
+    chunked = roofline(model, machine, seq_len=4096, tokens=2**22, fsdp=256, loss_chunk=1024)
+    head = 2**14 * 2 * 128_256 * 2048
+    assert chunked.products - times.products == pytest.approx(head / (0.84 * 197e12))
+
+
+def test_gpus_of_several_nodes_share_their_network_cards():
+    """Parameters over 128 GPUs pass through all eight cards of a node; copies in each node exchange an eighth of the gradient each."""
+    spread = roofline(BIG, topology("a100x128"), seq_len=4096, tokens=2**22, fsdp=128)
+    sent = 3 * 2 * BIG.num_params * 127 / 128
+    assert spread.exposed + spread.hidden == pytest.approx(sent / (8 * 25e9))
+    copies = roofline(BIG, topology("h100x128"), seq_len=4096, tokens=2**22, fsdp=8)
+    inside = 3 * 2 * BIG.num_params * 7 / 8 / (450e9 * 370 / 450)
+    between = 2 * 4 * BIG.num_params / 8 * 15 / 16 / 50e9
+    assert copies.exposed + copies.hidden == pytest.approx(inside + between)
+
+
+def test_mfu_of_the_3b_model_in_three_conventions_by_hand():
+    """SmolLM3-3B on 384 H100 at 13,750 tokens/s each: 25.7% of 989 TFLOP/s by 6 N, 28.2% with causal and 30.7% with full attention."""
+    step = 384 * 6144 / (13_750 * 384)
+    times = Times(products=step, other=0.0, kernels=0.0, exposed=0.0, hidden=0.0)
+    costs = estimate(
+        times,
+        BIG,
+        topology("h100x384"),
+        seq_len=4096,
+        batch_size=576,
+        tokens=11.136e12,
+        price=None,
+    )
+    per_token = {
+        "6N": 6
+        * 3_074_949_120,  # 36 layers of 78,118,912 numbers in matrices, and the table as the head.
+        "causal attention": 6 * 3_074_949_120 + 6 * 36 * 4096 * 2048,
+        "full attention": 6 * 3_074_949_120 + 12 * 36 * 4096 * 2048,
+    }
+    for name, flops in per_token.items():
+        assert costs.flops[name] == flops * 576 * 4096
+        assert costs.mfu[name] == pytest.approx(flops * 13_750 / 989e12)
+    assert [round(100 * value, 1) for value in costs.mfu.values()] == [25.7, 28.2, 30.7]
+    assert costs.days == pytest.approx(24.4, abs=0.05)  # The run took 24.

@@ -60,6 +60,52 @@ def test_a_loop_counted_in_unsigned_numbers():
     assert hlo.read(text).total_cycles == 5 * 1050 + 7
 
 
+SEND = """  %send.1 = (f32[4,8,128]{2,1,0:T(8,128)}, u32[], token[]) send(%sum, %token), channel_id=4, is_host_transfer=true, \
+frontend_attributes={_xla_host_transfer_handler_name="xla_megascale_runtime",_xla_megascale_reduce_operation="SUM",\
+_xla_megascale_target="{1,2,3,4}x{0:3}",_xla_megascale_transfer_type="ALL_REDUCE"}
+"""
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "share"),
+    [
+        ("ALL_REDUCE", "all-reduce", 2 * 3 / 4),
+        ("ALL_GATHER", "all-gather", 3),
+        ("REDUCE_SCATTER", "reduce-scatter", 3 / 4),
+    ],
+)
+def test_between_slices_a_chip_hands_its_part_to_the_host(kind, name, share):
+    """As libtpu 0.0.42 writes it for four slices: a ring of four passes on three parts of four, or each part three times."""
+    text = LOOP.replace("  %kernel.7", SEND.replace("ALL_REDUCE", kind) + "  %kernel.7")
+    (sent,) = [each for each in hlo.read(text).collectives if not each.group]
+    assert (sent.kind, sent.trips, sent.asynchronous) == (name, 36, True)
+    assert sent.bytes_sent == 4 * 8 * 128 * 4 * share
+
+
+def test_an_exchange_between_slices_of_an_unknown_kind_is_an_error():
+    text = LOOP.replace("  %kernel.7", SEND.replace("ALL_REDUCE", "GOSSIP") + "  %kernel.7")
+    with pytest.raises(SmoljaxError, match="GOSSIP"):
+        hlo.read(text)
+
+
+def test_a_sum_that_is_sliced_at_once_sends_half_of_a_whole_sum():
+    text = LOOP.replace(
+        "%body (p.1",
+        """%all-reduce-scatter.1 (input: f32[1024,128]) -> f32[256,128] {
+  %sum = f32[1024,128] all-reduce(%input), channel_id=9, replica_groups={{0,1,2,3}}, to_apply=%add
+  ROOT %part = f32[256,128] dynamic-slice(%sum, %at, %zero), dynamic_slice_sizes={256,128}
+}
+
+%body (p.1""",
+    ).replace(
+        "  %kernel.7",
+        "  %part.1 = f32[256,128] fusion(%x), kind=kCustom, calls=%all-reduce-scatter.1\n  %kernel.7",
+    )
+    (scattered,) = [c for c in hlo.read(text).collectives if c.kind == "reduce-scatter"]
+    assert scattered.bytes_sent == 1024 * 128 * 4 * 3 / 4
+    assert not scattered.asynchronous
+
+
 def test_a_real_program():
     """SmolLM3-3B on 256 v5e chips, trimmed: 36 layers with jax's splash attention, computed again in the backward pass, and a loss
     in 512 chunks."""

@@ -106,6 +106,30 @@ def test_a_tpu_slice(tmp_path):
 
 
 @needs_libtpu
+def test_two_slices_exchange_gradients_over_the_network(tmp_path):
+    """Each chip hands its fourth of the gradient to its host: of two slices a ring sends as much again."""
+    path = tmp_path / "plan.json"
+    axes = ["--config.mesh.data=2", "--config.mesh.fsdp=4", "--config.data.batch_size=16"]
+    result = _plan(
+        *SMALL,
+        "--topology=v5e-4x2",
+        f"--json={path}",
+        *axes,
+        "--config.optimizer.name=adamw",
+        "--config.model.scan_layers=True",
+    )
+    assert result.returncode == 0, result.stderr
+    assert "data, network" in result.stdout
+    plan = json.loads(path.read_text())
+    rows = [row for row in plan["exchanges"] if row["axes"] == "data, network"]
+    assert {row["kind"] for row in rows} == {"all-reduce"}
+    sent = sum(row["bytes_sent"] for row in rows)
+    assert sum(row["seconds"] for row in rows) == pytest.approx(sent / 3.125e9)
+    assert sent == pytest.approx(4 * plan["parameters"] / 4, rel=0.05)  # f32, and a few scalars.
+    assert {row["axes"] for row in plan["exchanges"]} <= {"data, network", "fsdp", "none"}
+
+
+@needs_libtpu
 def test_slices_want_the_data_axis():
     result = _plan(*SMALL, "--topology=v5e-16x2", "--config.data.batch_size=32")
     assert result.returncode == 1
