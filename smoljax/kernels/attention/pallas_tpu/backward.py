@@ -17,11 +17,9 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from smoljax.kernels.attention.pallas_tpu.blocks import (
-    COMPUTE,
     FIRST,
     FLUSH,
     LAST,
-    WHOLE,
     Pairs,
     Schedule,
     Steps,
@@ -32,6 +30,7 @@ from smoljax.kernels.attention.pallas_tpu.forward import (
     COLUMNS,
     LOG2_E,
     ROWS,
+    for_heads,
     product,
 )
 
@@ -107,9 +106,7 @@ def _call(arrays, ids, shift_1, steps: Steps, kernel, *, pairs, heads, scale, dt
     scores = B * N * steps.most * Q * C
     moved = 3 * q_BNHS.size + 2 * scores * H // (G * Q)
     return pl.pallas_call(
-        functools.partial(
-            kernel, pairs=pairs, scale=scale, documents=ids is not None, most=steps.most
-        ),
+        functools.partial(kernel, pairs=pairs, scale=scale, most=steps.most),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=2,
             grid=(B, K, steps.count, parts) if keys_first else (B, K, parts, steps.count),
@@ -134,20 +131,6 @@ def _call(arrays, ids, shift_1, steps: Steps, kernel, *, pairs, heads, scale, dt
     )(steps.list, shift_1, *inputs)
 
 
-def _when_computed(todo, i, j, shift, inputs, add, *, pairs, documents):
-    """Calls `add` with the mask of a pair of blocks, or with None for a pair that needs none."""
-
-    @pl.when(todo & (COMPUTE | WHOLE) == COMPUTE | WHOLE)
-    def _():
-        add(None)
-
-    @pl.when(todo & (COMPUTE | WHOLE) == COMPUTE)
-    def _():
-        distance = shift[0] + i * pairs.queries - j * pairs.keys
-        ids_1Q, ids_1C = (x[...] for x in inputs[6:]) if documents else (None, None)
-        add(pairs.allowed(distance, ids_1Q, ids_1C))
-
-
 def _weights(inputs, g, allowed_CQ, scale):
     """Probabilities of head g and the gradient of the scores before their factor, f32 [C, Q]."""
     q_GHQ, k_HC, v_HC, dout_GHQ, lse_G1Q, drop_G1Q = inputs[:6]
@@ -159,7 +142,7 @@ def _weights(inputs, g, allowed_CQ, scale):
     return weights_CQ, weights_CQ * (dweights_CQ - drop_G1Q[g])
 
 
-def _all_kernel(entries, shift, *refs, pairs, scale, documents, most):
+def _all_kernel(entries, shift, *refs, pairs, scale, most):
     *inputs, dq_GHQ, dk_HC, dv_HC, dq_acc_GHQ, dk_acc_HT, dv_acc_HT = refs
     q_GHQ, k_HC, _, dout_GHQ = inputs[:4]
     part, s = pl.program_id(2), pl.program_id(3)
@@ -175,15 +158,15 @@ def _all_kernel(entries, shift, *refs, pairs, scale, documents, most):
     def _():
         dq_acc_GHQ[...] = jnp.zeros_like(dq_acc_GHQ)
 
-    def add(allowed_CQ):
-        for g in range(q_GHQ.shape[0]):
-            weights_CQ, dscores_CQ = _weights(inputs, g, allowed_CQ, scale)
-            dscores_CQ = dscores_CQ.astype(k_HC.dtype)
-            dv_acc_HT[:, at] += product(dout_GHQ[g], weights_CQ.astype(k_HC.dtype), BOTH_LAST)
-            dk_acc_HT[:, at] += product(q_GHQ[g], dscores_CQ, BOTH_LAST)
-            dq_acc_GHQ[g] += product(k_HC[...], dscores_CQ, ROWS)
+    def add(g, allowed_CQ):
+        weights_CQ, dscores_CQ = _weights(inputs, g, allowed_CQ, scale)
+        dscores_CQ = dscores_CQ.astype(k_HC.dtype)
+        dv_acc_HT[:, at] += product(dout_GHQ[g], weights_CQ.astype(k_HC.dtype), BOTH_LAST)
+        dk_acc_HT[:, at] += product(q_GHQ[g], dscores_CQ, BOTH_LAST)
+        dq_acc_GHQ[g] += product(k_HC[...], dscores_CQ, ROWS)
 
-    _when_computed(todo, i, j, shift, inputs, add, pairs=pairs, documents=documents)
+    distance = shift[0] + i * pairs.queries - j * pairs.keys
+    for_heads(add, todo, distance, inputs[6:], pairs=pairs, heads=q_GHQ.shape[0])
 
     @pl.when(todo & LAST != 0)
     def _():
@@ -195,7 +178,7 @@ def _all_kernel(entries, shift, *refs, pairs, scale, documents, most):
         dv_HC[...] = dv_acc_HT[:, at].astype(dv_HC.dtype)
 
 
-def _queries_kernel(entries, shift, *refs, pairs, scale, documents, most):
+def _queries_kernel(entries, shift, *refs, pairs, scale, most):
     *inputs, dq_GHQ, acc_GHQ = refs
     k_HC = inputs[1]
     i, j, todo = step(entries[pl.program_id(0) * most + pl.program_id(3)])
@@ -204,19 +187,19 @@ def _queries_kernel(entries, shift, *refs, pairs, scale, documents, most):
     def _():
         acc_GHQ[...] = jnp.zeros_like(acc_GHQ)
 
-    def add(allowed_CQ):
-        for g in range(acc_GHQ.shape[0]):
-            _, dscores_CQ = _weights(inputs, g, allowed_CQ, scale)
-            acc_GHQ[g] += product(k_HC[...], dscores_CQ.astype(k_HC.dtype), ROWS)
+    def add(g, allowed_CQ):
+        _, dscores_CQ = _weights(inputs, g, allowed_CQ, scale)
+        acc_GHQ[g] += product(k_HC[...], dscores_CQ.astype(k_HC.dtype), ROWS)
 
-    _when_computed(todo, i, j, shift, inputs, add, pairs=pairs, documents=documents)
+    distance = shift[0] + i * pairs.queries - j * pairs.keys
+    for_heads(add, todo, distance, inputs[6:], pairs=pairs, heads=acc_GHQ.shape[0])
 
     @pl.when(todo & LAST != 0)
     def _():
         dq_GHQ[...] = (scale * acc_GHQ[...]).astype(dq_GHQ.dtype)
 
 
-def _keys_kernel(entries, shift, *refs, pairs, scale, documents, most):
+def _keys_kernel(entries, shift, *refs, pairs, scale, most):
     *inputs, dk_HC, dv_HC, dk_acc_HC, dv_acc_HC = refs
     q_GHQ, dout_GHQ = inputs[0], inputs[3]
     part = pl.program_id(3)
@@ -227,13 +210,13 @@ def _keys_kernel(entries, shift, *refs, pairs, scale, documents, most):
         dk_acc_HC[...] = jnp.zeros_like(dk_acc_HC)
         dv_acc_HC[...] = jnp.zeros_like(dv_acc_HC)
 
-    def add(allowed_CQ):
-        for g in range(q_GHQ.shape[0]):
-            weights_CQ, dscores_CQ = _weights(inputs, g, allowed_CQ, scale)
-            dv_acc_HC[...] += product(dout_GHQ[g], weights_CQ.astype(q_GHQ.dtype), BOTH_LAST)
-            dk_acc_HC[...] += product(q_GHQ[g], dscores_CQ.astype(q_GHQ.dtype), BOTH_LAST)
+    def add(g, allowed_CQ):
+        weights_CQ, dscores_CQ = _weights(inputs, g, allowed_CQ, scale)
+        dv_acc_HC[...] += product(dout_GHQ[g], weights_CQ.astype(q_GHQ.dtype), BOTH_LAST)
+        dk_acc_HC[...] += product(q_GHQ[g], dscores_CQ.astype(q_GHQ.dtype), BOTH_LAST)
 
-    _when_computed(todo, i, j, shift, inputs, add, pairs=pairs, documents=documents)
+    distance = shift[0] + i * pairs.queries - j * pairs.keys
+    for_heads(add, todo, distance, inputs[6:], pairs=pairs, heads=q_GHQ.shape[0])
 
     @pl.when((todo & LAST != 0) & (part == pl.num_programs(3) - 1))
     def _():

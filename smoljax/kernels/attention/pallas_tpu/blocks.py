@@ -62,12 +62,12 @@ class Pairs:
             whole_IJ = whole_IJ & (last_I1 - first_1J < near) & (last_1J - first_I1 < near)
         return some_IJ, whole_IJ
 
-    def allowed(self, distance, q_ids_1Q, k_ids_1C) -> jax.Array | None:
+    def allowed(self, distance, q_ids_1Q=None, k_ids_1C=None) -> jax.Array | None:
         """Which key (first axis) each query (second axis) sees: bool [C, Q].
 
         Args:
           distance: position of the block's first query less that of its first key.
-          q_ids_1Q, k_ids_1C: segments, or None for one document.
+          q_ids_1Q, k_ids_1C: segments; None is one document.
 
         Returns None where all are seen.
         """

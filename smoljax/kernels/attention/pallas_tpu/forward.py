@@ -136,8 +136,8 @@ def run(
 
 
 def _kernel(entries, shift, q_GHQ, k_HC, v_HC, *rest, pairs, documents, most, scale):
-    ids_1Q, ids_1C = rest[:2] if documents else (None, None)
-    out_GHQ, lse_G1Q, largest_G1L, max_G1Q, sum_G1Q, acc_GHQ = rest[2 if documents else 0 :]
+    ids = rest[:2] if documents else ()
+    out_GHQ, lse_G1Q, largest_G1L, max_G1Q, sum_G1Q, acc_GHQ = rest[len(ids) :]
     s = pl.program_id(2)
     i, j, todo = step(entries[pl.program_id(0) * most + s])
 
@@ -152,34 +152,27 @@ def _kernel(entries, shift, q_GHQ, k_HC, v_HC, *rest, pairs, documents, most, sc
         sum_G1Q[...] = jnp.zeros_like(sum_G1Q)
         acc_GHQ[...] = jnp.zeros_like(acc_GHQ)
 
-    def add(allowed_CQ):
-        for g in range(q_GHQ.shape[0]):
-            scores_CQ = (scale * LOG2_E) * product(k_HC[...], q_GHQ[g], COLUMNS)
-            if allowed_CQ is not None:
-                scores_CQ = jnp.where(allowed_CQ, scores_CQ, MASKED)
-            old_1Q = max_G1Q[g]
-            new_1Q = jnp.maximum(old_1Q, jnp.max(scores_CQ, axis=0, keepdims=True))
-            weights_CQ = jnp.exp2(scores_CQ - new_1Q)
-            shrink_1Q = jnp.exp2(old_1Q - new_1Q)
-            max_G1Q[g] = new_1Q
-            sum_G1Q[g] = shrink_1Q * sum_G1Q[g] + jnp.sum(weights_CQ, axis=0, keepdims=True)
-            update_HQ = product(v_HC[...], weights_CQ.astype(v_HC.dtype), ROWS)
-            acc_GHQ[g] = shrink_1Q * acc_GHQ[g] + update_HQ
+    def add(g, allowed_CQ):
+        scores_CQ = (scale * LOG2_E) * product(k_HC[...], q_GHQ[g], COLUMNS)
+        if allowed_CQ is not None:
+            scores_CQ = jnp.where(allowed_CQ, scores_CQ, MASKED)
+        old_1Q = max_G1Q[g]
+        new_1Q = jnp.maximum(old_1Q, jnp.max(scores_CQ, axis=0, keepdims=True))
+        weights_CQ = jnp.exp2(scores_CQ - new_1Q)
+        shrink_1Q = jnp.exp2(old_1Q - new_1Q)
+        max_G1Q[g] = new_1Q
+        sum_G1Q[g] = shrink_1Q * sum_G1Q[g] + jnp.sum(weights_CQ, axis=0, keepdims=True)
+        update_HQ = product(v_HC[...], weights_CQ.astype(v_HC.dtype), ROWS)
+        acc_GHQ[g] = shrink_1Q * acc_GHQ[g] + update_HQ
 
-    @pl.when(todo & (COMPUTE | WHOLE) == COMPUTE | WHOLE)
-    def _():
-        add(None)
-
-    @pl.when(todo & (COMPUTE | WHOLE) == COMPUTE)
-    def _():
-        distance = shift[0] + i * pairs.queries - j * pairs.keys
-        add(pairs.allowed(distance, *((ids_1Q[...], ids_1C[...]) if documents else (None, None))))
+    distance = shift[0] + i * pairs.queries - j * pairs.keys
+    for_heads(add, todo, distance, ids, pairs=pairs, heads=q_GHQ.shape[0])
 
     @pl.when(todo & LAST != 0)
     def _():
         real_1Q = None
-        if documents:
-            real_1Q = (ids_1Q[...] != 0) & (ids_1Q[...] != FILL)
+        if ids:
+            real_1Q = (ids[0][...] != 0) & (ids[0][...] != FILL)
         for g in range(q_GHQ.shape[0]):
             sum_1Q, max_1Q = sum_G1Q[g], max_G1Q[g] / LOG2_E
             some_1Q = sum_1Q > 0
@@ -189,3 +182,27 @@ def _kernel(entries, shift, q_GHQ, k_HC, v_HC, *rest, pairs, documents, most, sc
             largest_1Q = jnp.where(counts_1Q, max_1Q, -jnp.inf)
             for start in range(0, pairs.queries, LANES):
                 largest_G1L[g] = jnp.maximum(largest_G1L[g], largest_1Q[:, start : start + LANES])
+
+
+def for_heads(add, todo, distance, ids, *, pairs: Pairs, heads: int):
+    """Calls `add(head, mask)` where a step says so, with None as the mask of a pair of blocks that needs none.
+
+    Two or three heads are unrolled, so that the MXU has one's products to do during another's softmax; all of four would
+    take the compiler twice as long.
+    """
+    unrolled = max(size for size in (1, 2, 3) if heads % size == 0)
+
+    def loop(mask):
+        @pl.loop(0, heads // unrolled)
+        def _(part):
+            allowed_CQ = mask()
+            for g in range(unrolled):
+                add(part * unrolled + g, allowed_CQ)
+
+    @pl.when(todo & (COMPUTE | WHOLE) == COMPUTE | WHOLE)
+    def _():
+        loop(lambda: None)
+
+    @pl.when(todo & (COMPUTE | WHOLE) == COMPUTE)
+    def _():
+        loop(lambda: pairs.allowed(distance, *(x[...] for x in ids)))
