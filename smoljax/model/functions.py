@@ -4,6 +4,8 @@ B batch, S sequence, D model width, N query heads, K key-value heads, H head wid
 L layers
 """
 
+import dataclasses
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -135,7 +137,8 @@ def _run(config, params, tokens_BS, segment_ids_BS, positions_BS, *, return_max_
 
 
 def _boxed(config: ModelConfig, key: jax.Array) -> dict:
-    """Parameters with their logical axes. Linen makes them by a forward pass, so give it one token and no attention."""
+    """Parameters with their logical axes. Linen makes them by a forward pass, so give it one token, no attention and no repeated layer."""
+    config = dataclasses.replace(config, scan_layers=True)
     decoder = Decoder(config, lambda q_BSNH, k_BSKH, v_BSKH, windowed: (q_BSNH, None))
     token_BS = jnp.zeros((1, 1), jnp.int32)
     return decoder.init(key, token_BS, token_BS)["params"]

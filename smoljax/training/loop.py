@@ -113,11 +113,11 @@ class _Log:
     def __init__(self, run: Run, *, start_step: int):
         self._training, self._run = run.training, run
         self._lead = jax.process_index() == 0
-        self._schedule = optim.learning_rate_schedule(
+        schedule = optim.learning_rate_schedule(
             run.optimizer_config, run.training.num_steps, multipliers=run.multipliers
         )
-        # Measured before the writer starts: its thread imports TensorFlow, and would share the cores.
-        self._peak = peak_flops(jax.devices()[0]) * len(jax.devices())
+        self._schedule = jax.jit(schedule)  # One small program, where op by op it would be ten.
+        self._peak: float | None = None
         self._writer = (
             MetricsWriter(run.train_directory, resume_step=start_step) if self._lead else None
         )
@@ -128,11 +128,13 @@ class _Log:
         self._mark = (start_step, time.perf_counter())
 
     def step(self, step: int, metrics: dict, *, last: bool) -> None:
-        """Takes the (still running) metrics of a step, and writes those of the step before."""
+        """Takes the (still running) metrics of a step, and writes those of the step before; the first at once."""
         self.flush()
         self._pending = (step, metrics)
-        if last:
+        if last or self._peak is None:
             self.flush()
+        if self._peak is None:
+            self._finish_start(step)
 
     def flush(self) -> None:
         """Writes the step that is still held back; raises when its loss or parameters are not finite."""
@@ -163,6 +165,13 @@ class _Log:
             self._progress.close()
             self._writer.close()
 
+    def _finish_start(self, step: int) -> None:
+        """What can wait until the first step is done. The peak comes first, while nothing shares the cores with it."""
+        self._peak = peak_flops(jax.devices()[0]) * len(jax.devices())
+        if self._lead:
+            self._writer.start_events()
+        self._mark = (step, time.perf_counter())
+
     def _write(self, step: int, metrics: dict) -> None:
         at_row = step % self._training.log_every == 0 or step in (1, self._training.num_steps)
         loss, norm = float(metrics["loss"]), float(metrics["param_norm"])
@@ -184,8 +193,10 @@ class _Log:
         if step > then:
             rate = (self._tokens(step) - self._tokens(then)) / (now - when)
             row["tokens_per_second"] = rate
-            row["mfu"] = rate * self._flops_per_token / self._peak
-            detail += f"  {rate:,.0f} tokens/s  MFU {100 * row['mfu']:.1f}%"
+            detail += f"  {rate:,.0f} tokens/s"
+            if self._peak is not None:
+                row["mfu"] = rate * self._flops_per_token / self._peak
+                detail += f"  MFU {100 * row['mfu']:.1f}%"
         self._mark = (step, now)
         if self._lead:
             self._writer.write(step, row)

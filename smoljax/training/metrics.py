@@ -12,9 +12,9 @@ JSONL = "metrics.jsonl"
 
 
 class MetricsWriter:
-    """Writes scalars to `directory/metrics.jsonl` at once and to TensorBoard through clu in a thread.
+    """Writes scalars to `directory/metrics.jsonl` at once, and to TensorBoard through clu in a thread, once that is asked for.
 
-    clu brings TensorFlow, which takes seconds to import: the thread lets training start meanwhile.
+    clu brings TensorFlow, whose import takes seconds of the interpreter: `start_events` is called when the first step is done.
 
     Args:
       directory: the run's folder.
@@ -33,7 +33,11 @@ class MetricsWriter:
         self._thread = threading.Thread(
             target=self._write_events, args=(directory,), name="tensorboard", daemon=True
         )
-        self._thread.start()
+
+    def start_events(self) -> None:
+        """Begins to write TensorBoard events, those of rows already written too."""
+        if self._thread.ident is None:
+            self._thread.start()
 
     def write(self, step: int, scalars: dict[str, float]) -> None:
         """Writes one row; `step` counts finished updates."""
@@ -48,6 +52,7 @@ class MetricsWriter:
             os.fsync(self._file.fileno())
             self._file.close()
         self._queue.put(None)
+        self.start_events()
         self._thread.join()
         if self._error is not None:
             raise self._error

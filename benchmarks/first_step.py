@@ -1,0 +1,88 @@
+"""Seconds from the start of the process to the end of the first training step of the quickstart model.
+
+    make quickstart        # once, for its shards and its tokenizer
+    python benchmarks/first_step.py [--workdir runs/quickstart] [--rounds 3] [--checkouts . ../before]
+
+Starts `python -m smoljax.train` as a person does and waits for the first row of its metrics.jsonl, which is written when the first
+step has ended; the process is then killed. "cold" has an empty compile cache, "warm" the one that the cold start left.
+Files are in the page cache (one start goes before). Several checkouts of smoljax take turns.
+"""
+
+import argparse
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+CONFIG = "configs/quickstart.py"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--workdir", type=Path, default=Path("runs/quickstart"))
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--checkouts", type=Path, nargs="+", default=[Path()])
+    args = parser.parse_args()
+    if not (args.workdir / "shards").is_dir() or not (args.workdir / "tokenizer").is_dir():
+        print(
+            f"{args.workdir} has no shards and tokenizer: run `make quickstart` first, or name a workdir that has them "
+            "with --workdir",
+            file=sys.stderr,
+        )
+        return 1
+    seconds = {(checkout, kind): [] for checkout in args.checkouts for kind in ("cold", "warm")}
+    with tempfile.TemporaryDirectory() as scratch:
+        cache = Path(scratch) / "compiled"
+        for checkout in args.checkouts:
+            first_step(checkout, args.workdir, cache)
+        for _ in range(args.rounds):
+            for checkout in args.checkouts:
+                shutil.rmtree(cache)
+                for kind in ("cold", "warm"):
+                    seconds[checkout, kind].append(first_step(checkout, args.workdir, cache))
+    for (checkout, kind), times in seconds.items():
+        print(
+            f"{checkout!s:20s} {kind}: {min(times):.2f} s at best, median {statistics.median(times):.2f} s, "
+            f"{len(times)} starts"
+        )
+    return 0
+
+
+def first_step(checkout: Path, workdir: Path, cache: Path) -> float:
+    """Seconds until the row of step 1 is there.
+
+    Raises:
+      SystemExit: training ended before it.
+    """
+    workdir = workdir.resolve()
+    with tempfile.TemporaryDirectory() as run:
+        command = [
+            *(sys.executable, "-m", "smoljax.train", f"--config={CONFIG}", f"--workdir={run}"),
+            f"--config.data.directory={workdir / 'shards'}",
+            f"--config.tokenizer.directory={workdir / 'tokenizer'}",
+        ]
+        environment = os.environ | {
+            "JAX_PLATFORMS": "cpu",
+            "JAX_COMPILATION_CACHE_DIR": str(cache),
+        }
+        rows = Path(run) / "train" / "metrics.jsonl"
+        start = time.perf_counter()
+        process = subprocess.Popen(
+            command, cwd=checkout, env=environment, stderr=subprocess.PIPE, text=True
+        )
+        while not (rows.exists() and rows.stat().st_size):
+            if process.poll() is not None:
+                raise SystemExit(f"training ended before its first step: {process.stderr.read()}")
+            time.sleep(0.005)
+        elapsed = time.perf_counter() - start
+        process.kill()
+        process.communicate()
+    return elapsed
+
+
+if __name__ == "__main__":
+    sys.exit(main())
