@@ -19,7 +19,8 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 
 from smoljax.errors import SmoljaxError
-from smoljax.kernels.attention import ring_chunks
+from smoljax.kernels.attention import pallas_tpu, ring_chunks
+from smoljax.kernels.attention.pallas_tpu import blocks
 from smoljax.kernels.attention.pallas_tpu.attend import BATCH_AXES, HEADS_AXIS, SEQUENCE_AXIS
 from smoljax.kernels.attention.ring_order import devices
 
@@ -48,14 +49,14 @@ def attend(
     Raises:
       SmoljaxError: batch or heads do not divide over the mesh.
     """
-    assert causal  # See refusal.
+    del causal  # It is: see refusal.
     mesh = jax.sharding.get_abstract_mesh()
     batch = tuple(axis for axis in BATCH_AXES if axis in mesh.shape)
     heads = HEADS_AXIS if HEADS_AXIS in mesh.shape else None
     _check_divides(
         q_BSNH, k_BSKH, math.prod(mesh.shape[a] for a in batch), mesh.shape.get(heads, 1)
     )
-    forward, backward = _chunks()
+    forward, backward = _chunks(mesh.abstract_device)
     ring = Ring(
         devices(), q_BSNH.shape[1] // (2 * devices()), window, float(scale), forward, backward
     )
@@ -122,19 +123,17 @@ class Ring:
             return ((1, 1, n - 1),)
         return ((1, 1, reach), (n - 2 * reach, n - reach, n - 1)) if reach else ()
 
-    def pairs(self, step):
-        """(end of the queries, end of the keys, chunks between them) that matter at a step from 1 on; all may be traced."""
-        here = jax.lax.axis_index(SEQUENCE_AXIS)
-        there = (here - step) % self.devices
+    def pairs(self, here, step):
+        """(end of the queries, end of the keys, chunks between them) that matter to device `here` at a step from 1 on."""
+        there = (here - step) % self.devices  # Whose keys are here now.
         # Both low chunks where the keys come from before this device, both high ones where they come from behind it.
         end = jnp.where(there < here, LOW, HIGH)
         near = (end, end, jnp.abs(here - there))
         far = (HIGH, LOW, 2 * self.devices - 1 - here - there)
         return (near, far) if self.reach > 1 else (near,)
 
-    def own_pairs(self):
+    def own_pairs(self, here):
         """The same of a device's own chunks, those with themselves left out."""
-        here = jax.lax.axis_index(SEQUENCE_AXIS)
         return ((HIGH, LOW, 2 * self.devices - 1 - 2 * here),) if self.reach else ()
 
 
@@ -145,7 +144,7 @@ def _local(ring, q_BSNH, k_BSKH, v_BSKH, ids_BS):
 
 def _forward(ring, q_BSNH, k_BSKH, v_BSKH, ids_BS):
     q, *keys = (_ends(x) for x in (q_BSNH, k_BSKH, v_BSKH, ids_BS))
-    q_ids = keys[2]
+    q_ids, here = keys[2], jax.lax.axis_index(SEQUENCE_AXIS)
 
     def meet(so_far, keys, pairs):
         out_EBCNH, lse_EBNC, max_BN = so_far
@@ -174,8 +173,8 @@ def _forward(ring, q_BSNH, k_BSKH, v_BSKH, ids_BS):
         shift=0,
         scale=ring.scale,
     )
-    start = (*(_split_rows(x) for x in (out.astype(jnp.float32), lse)), _split_rows(largest).max(0))
-    so_far = meet(start, keys, ring.own_pairs())
+    start = (*(_split_rows(x) for x in (out, lse)), _split_rows(largest).max(0))
+    so_far = meet(start, keys, ring.own_pairs(here))
 
     for jump, first, last in ring.stretches:
         keys = _send(ring, keys, jump)
@@ -183,10 +182,10 @@ def _forward(ring, q_BSNH, k_BSKH, v_BSKH, ids_BS):
         def step(carry, number):
             so_far, keys = carry
             following = _send(ring, keys, 1)  # While this step computes.
-            return (meet(so_far, keys, ring.pairs(number)), following), None
+            return (meet(so_far, keys, ring.pairs(here, number)), following), None
 
         (so_far, keys), _ = jax.lax.scan(step, (so_far, keys), jnp.arange(first, last))
-        so_far = meet(so_far, keys, ring.pairs(last))
+        so_far = meet(so_far, keys, ring.pairs(here, last))
 
     out_EBCNH, lse_EBNC, max_BN = so_far
     output_BSNH = checkpoint_name(_columns(out_EBCNH.astype(q.dtype)), "attention_output")
@@ -200,7 +199,7 @@ def _backward(ring, saved, cotangents):
     q, k, v, ids, out, dout = (_ends(x) for x in (*arrays, cotangents[0]))
     product_EBCNH = dout.astype(jnp.float32) * out.astype(jnp.float32)
     drop = jnp.swapaxes(jnp.sum(product_EBCNH, axis=-1), 2, 3)
-    rows = (q, dout, lse, drop, ids)
+    rows, here = (q, dout, lse, drop, ids), jax.lax.axis_index(SEQUENCE_AXIS)
 
     def gradients(rows, keys, **mask):
         (q, dout, lse, drop, q_ids), (k, v, k_ids) = rows, keys
@@ -224,22 +223,25 @@ def _backward(ring, saved, cotangents):
     own = gradients(
         [_merge_rows(x) for x in rows], [_merge_rows(x) for x in keys], causal=True, shift=0
     )
-    dq, *dkeys = (_split_rows(x.astype(jnp.float32)) for x in own)
-    dq, dkeys = meet(dq, dkeys, keys, ring.own_pairs())
+    dq, *dkeys = (_split_rows(x) for x in own)
+    dq, dkeys = meet(dq, dkeys, keys, ring.own_pairs(here))
 
     # The gradients of a device's keys begin there, follow them one step behind, and come home after the last.
     for jump, first, last in ring.stretches:
         keys, dkeys = _send(ring, keys, jump), _send(ring, dkeys, jump - 1)
 
-        def step(carry, number):
-            dq, dkeys, keys = carry
-            following = _send(ring, keys, 1)
-            dq, new = meet(dq, [jnp.zeros_like(x) for x in dkeys], keys, ring.pairs(number))
+        def visit(dq, dkeys, keys, number):
+            dq, new = meet(dq, [jnp.zeros_like(x) for x in dkeys], keys, ring.pairs(here, number))
             arrived = _send(ring, dkeys, 1)
-            return (dq, [a + b for a, b in zip(arrived, new)], following), None
+            return dq, [x + more for x, more in zip(arrived, new)]
 
-        (dq, dkeys, keys), _ = jax.lax.scan(step, (dq, dkeys, keys), jnp.arange(first, last))
-        (dq, dkeys, _), _ = step((dq, dkeys, keys), last)
+        def step(carry, number):
+            following = _send(ring, carry[2], 1)
+            return (*visit(*carry, number), following), None
+
+        carry, _ = jax.lax.scan(step, (dq, dkeys, keys), jnp.arange(first, last))
+        keys = carry[2]
+        dq, dkeys = visit(*carry, last)
     if ring.stretches:
         dkeys = _send(ring, dkeys, 1)
     return *(_columns(x.astype(q.dtype)) for x in (dq, *dkeys)), None
@@ -249,7 +251,7 @@ _local.defvjp(_forward, _backward)
 
 
 def _join(out_BCNH, lse_BNC, part_BCNH, part_BNC):
-    """Attention to two sets of keys from that to each. Of the second a query may see none (log-sum-exp -inf)."""
+    """Attention to two sets of keys from that to each. Of the second a query may see none (log-sum-exp -1e30: share 0)."""
     joined_BNC = jnp.logaddexp(lse_BNC, part_BNC)
     share_BCN1, part_BCN1 = (
         jnp.swapaxes(jnp.exp(x - joined_BNC), 1, 2)[..., None] for x in (lse_BNC, part_BNC)
@@ -265,9 +267,16 @@ def _send(ring, arrays, hop):
     return jax.lax.ppermute(arrays, SEQUENCE_AXIS, [(c, (c + hop) % n) for c in range(n)])
 
 
-def _chunks() -> tuple[Callable, Callable]:
-    """The fastest of the platform for one pair of chunks."""
-    return ring_chunks.chunk_forward, ring_chunks.chunk_backward
+def _chunks(device) -> tuple[Callable, Callable]:
+    """Forward and backward of one pair of chunks on such a device; None is that of this process."""
+    platform = jax.default_backend() if device is None else device.platform
+    if platform != "tpu":
+        return ring_chunks.chunk_forward, ring_chunks.chunk_backward
+    generation = blocks.generation(None if device is None else device.device_kind)
+    return tuple(
+        functools.partial(chunk, generation=generation, dtype=jnp.float32)
+        for chunk in (pallas_tpu.chunk_forward, pallas_tpu.chunk_backward)
+    )
 
 
 def _check_divides(q_BSNH, k_BSKH, batch_parts, head_parts):

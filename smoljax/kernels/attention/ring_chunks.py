@@ -1,4 +1,5 @@
-"""One chunk of queries against one chunk of keys, forward and backward: what a step of the ring computes where no kernel does.
+"""One chunk of queries against one chunk of keys, forward and backward: what a step of the ring computes off TPUs, whose kernels
+(pallas_tpu/chunks.py) do the same.
 
 Results of several chunks of keys are joined by their log-sum-exp, and gradients add up, so these are the whole of attention
 (Dao et al. 2022, arXiv:2205.14135, section 3.1).
@@ -44,7 +45,8 @@ def chunk_forward(
 
     Returns:
       The output f32 [B, Q, N, H], log-sum-exp f32 [B, N, Q], and the largest allowed score of each row and head, f32 [B, N],
-      of queries that are no padding. A query that sees none of these keys has output 0 and log-sum-exp -inf.
+      of queries that are no padding. A query that sees none of these keys has output 0 and log-sum-exp -1e30, and a head none
+      of whose queries sees one the largest score -inf.
     """
 
     def block(start):
@@ -59,7 +61,7 @@ def chunk_forward(
         out_BKGPH = _einsum("bkgpt,btkh->bkgph", weights_BKGPT.astype(v_BTKH.dtype), v_BTKH)
         sees_BKGP1 = sum_BKGP1 > 0
         out_BKGPH = out_BKGPH / jnp.where(sees_BKGP1, sum_BKGP1, 1)
-        lse_BKGP = jnp.where(sees_BKGP1, max_BKGP1 + jnp.log(sum_BKGP1), -jnp.inf)[..., 0]
+        lse_BKGP = jnp.where(sees_BKGP1, max_BKGP1 + jnp.log(sum_BKGP1), MASKED)[..., 0]
         counts_BKGP = sees_BKGP1[..., 0]
         if ids_BP is not None:
             counts_BKGP &= (ids_BP != 0)[:, None, None]
