@@ -45,7 +45,8 @@ EXTRAS = {
     "gcs": ["gcsfs>=2024.6"],
     "plan": ["jax[tpu]"],  # JAX names the libtpu that fits it.
     "tpu": ["jax[tpu]"],
-    "gpu": ["jax[cuda12]"],
+    "gpu": ["jax[cuda12]>=0.10.2"],
+    "tokamax": ["tokamax>=0.0.12"],  # another library's attention kernels, taken where they are named
     "test": [
         "pytest>=8",
         "pytest-xdist>=3.6",

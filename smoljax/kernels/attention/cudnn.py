@@ -1,5 +1,9 @@
 """cuDNN's flash attention through JAX: fast on a GPU, and blind to segments.
 
+`jax.nn.dot_product_attention` (jax 0.10.2) gives it one length for a row, and no documents inside. Its offsets of packed
+sequences stand in JAX's private module alone, for lists of documents whose greatest number is fixed, and not any layout of
+identifiers; so rows of several documents go to pallas_gpu.
+
 B batch, S sequence, N query heads, K key-value heads, H head width
 """
 
