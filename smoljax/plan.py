@@ -2,9 +2,11 @@
 
 Compiles the real train step for the topology on this computer and prints memory, time, exchange and cost, and what would help.
 Topologies by their cloud names: v5e-256, v5p-128 (64 chips), v6e-256, v5e-256x2 (two slices); GPUs by closed form: h100x8.
-Needs the extra "plan" (libtpu) for TPUs. Exit code 1 when the run does not fit.
+Needs the extra "plan" (libtpu) for TPUs; about a minute of one core for a large model. Exit code 1 when the run does not fit.
+--search tries other settings and ranks them: a minute each; Ctrl-C ends it with those that were tried.
 """
 
+import functools
 from pathlib import Path
 
 from smoljax import command_line
@@ -40,16 +42,19 @@ def main(config: dict, workdir: Path, **options: str) -> int:
     plan = make_plan(config, machine, **numbers)
     print(table(plan))
     result = as_json(plan)
-    fits = plan.fits
     if search_number:
-        from smoljax.planning.search import ranking, search
+        from smoljax.planning.search import ranking, search, variants
 
-        tried = search(config, machine, limit=int(search_number), minutes=minutes, **numbers)
-        print("\n" + ranking(tried))
+        others = (
+            (flags, functools.partial(make_plan, variant, machine, **numbers))
+            for flags, variant in variants(config, machine)
+        )
+        tried = search(plan, others, limit=int(search_number), minutes=minutes)
+        print("\n" + ranking(tried, plan))
         result["search"] = [as_json(one) for one in tried]
     if options["json"]:
         files.atomic_write_json(Path(options["json"]), result)
-    return 0 if fits else 1
+    return 0 if plan.fits else 1
 
 
 def _number(name: str, text: str) -> float | None:

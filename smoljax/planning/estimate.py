@@ -115,13 +115,7 @@ def times_of_program(
       num_layer_passes: layers times micro-batches.
       head_dim: width of a head.
     """
-    backward_runs = sum(kernel.trips for kernel in program.kernels if kernel.backward)
-    forward_runs = program.kernel_runs - backward_runs
-    backward = 0.0
-    if backward_runs:
-        factor = BACKWARD_KERNEL + (backward_runs > num_layer_passes)
-        backward = factor * num_layer_passes
-    kernel_flops = attention_flops * (forward_runs + backward)
+    kernel_flops = attention_flops * num_layer_passes * _kernel_passes(program)
     exposed = sum(exchange.exposed for exchange in exchanges)
     return Times(
         products=program.matmul_cycles / chip.clock,
@@ -130,6 +124,17 @@ def times_of_program(
         exposed=exposed,
         hidden=sum(exchange.seconds for exchange in exchanges) - exposed,
     )
+
+
+def _kernel_passes(program: Program) -> float:
+    """What the attention kernels of a program do, in forward passes: the first one, those computed again, and the backward pass. Runs
+    are counted against the first's, as a ring over the context axis takes many for one pass."""
+    first = sum(each.trips for each in program.kernels if not (each.backward or each.again))
+    if not first:
+        return 0.0
+    again = sum(each.trips for each in program.kernels if each.again) / first
+    backward = sum(each.trips for each in program.kernels if each.backward)
+    return 1 + again + (BACKWARD_KERNEL + (backward > first) if backward else 0)
 
 
 def kernel_rate(chip: Chip, head_dim: int) -> float:

@@ -74,11 +74,13 @@ class Collective:
 
 @dataclasses.dataclass(frozen=True)
 class Kernel:
-    """One Pallas call of a program: where it comes from, runs in a step, and whether it belongs to the backward pass."""
+    """One Pallas call of a program: where it comes from, runs in a step, whether it belongs to the backward pass, and whether it
+    computes part of the forward pass again."""
 
     name: str
     trips: int
     backward: bool
+    again: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -217,10 +219,10 @@ def _holds_product(instruction: _Instruction, computations: dict) -> bool:
 def _kernel(instruction: _Instruction, trips: int) -> Kernel:
     found = re.search(r'op_name="([^"]*)"', instruction.text)
     path = found[1] if found else instruction.name
-    backward = (
-        "transpose(" in path and "rematted_computation" not in path.rsplit("transpose(", 1)[1]
-    )
-    return Kernel(re.sub(r"(\.\d+)+$", "", instruction.name), trips, backward)
+    _, transposed, rest = path.rpartition("transpose(")
+    again = bool(transposed) and "rematted_computation" in rest
+    backward = bool(transposed) and not again
+    return Kernel(re.sub(r"(\.\d+)+$", "", instruction.name), trips, backward, again)
 
 
 def _collectives(

@@ -10,7 +10,9 @@ from smoljax.planning.estimate import (
     Times,
     collective_seconds,
     estimate,
+    kernel_rate,
     price_collectives,
+    product_flops,
     roofline,
     times_of_program,
 )
@@ -39,6 +41,10 @@ class Plan:
       exchanges: collectives, priced.
       estimate: seconds and cost; None when it does not fit.
       changes: what would help, cheapest first.
+      tokens: the budget, or None.
+      price: of one chip for one hour, or None.
+      product_share: of the peak, in matrix products; None when it does not fit.
+      kernel_share: of the peak, in attention kernels.
     """
 
     name: str
@@ -57,6 +63,10 @@ class Plan:
     exchanges: tuple[Exchange, ...]
     estimate: Estimate | None
     changes: tuple[Change, ...]
+    tokens: float | None
+    price: float | None
+    product_share: float | None
+    kernel_share: float
 
     @property
     def needs(self) -> float:
@@ -118,6 +128,10 @@ def make_plan(
         exchanges=exchanges,
         estimate=costs,
         changes=(),
+        tokens=tokens,
+        price=price,
+        product_share=_product_share(run, topology, costs) if costs else None,
+        kernel_share=kernel_rate(topology.chip, model.head_dim) / topology.chip.peak_flops,
     )
     found = cheapest(
         model,
@@ -161,6 +175,17 @@ def _times(
         num_layer_passes=passes,
         head_dim=model.head_dim,
     )
+
+
+def _product_share(run: PlannedRun, topology: Topology, costs: Estimate) -> float:
+    """FLOPs of the step's matrix products over what the chips could do in that time."""
+    flops = product_flops(run.model)
+    rows = run.data.batch_size // run.training.micro_batches
+    parts = run.mesh.shape["data"] * run.mesh.shape["fsdp"]
+    if run.training.loss_chunk < rows * run.data.seq_len / parts:
+        flops += 2 * run.model.vocab_size * run.model.hidden_size  # Logits are computed twice.
+    seconds = costs.times.products * topology.num_chips
+    return flops * costs.tokens_per_step / seconds / topology.chip.peak_flops
 
 
 def _exchanges(program: Program, mesh, topology: Topology) -> tuple[Exchange, ...]:

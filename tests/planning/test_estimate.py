@@ -91,25 +91,29 @@ def test_exchange_hides_behind_its_loop_when_it_is_asynchronous(asynchronous, co
     assert row.exposed == pytest.approx(exposed)
 
 
+def _kernel_seconds(*kernels):
+    program = hlo.Program({}, 0.0, kernels, (), 0)
+    return times_of_program(
+        program, (), CHIPS["v5e"], attention_flops=1e12, num_layer_passes=36, head_dim=128
+    ).kernels
+
+
 def test_kernels_are_priced_by_their_flops():
     """36 layers forward twice and backward once, at half the peak: (2 + 2.5) times the forward FLOPs."""
-    runs = (hlo.Kernel("fwd", 72, False), hlo.Kernel("bwd", 36, True))
-    program = hlo.Program({}, 0.0, runs, (), 0)
-    chip = CHIPS["v5e"]
-    times = times_of_program(
-        program, (), chip, attention_flops=1e12, num_layer_passes=36, head_dim=128
-    )
-    assert times.kernels == pytest.approx(36 * 4.5e12 / chip.peak_flops / 0.5)
-    two = (hlo.Kernel("fwd", 72, False), hlo.Kernel("dq", 36, True), hlo.Kernel("dkv", 36, True))
-    split = times_of_program(
-        dataclasses.replace(program, kernels=two),
-        (),
-        chip,
-        attention_flops=1e12,
-        num_layer_passes=36,
-        head_dim=128,
-    )
-    assert split.kernels == pytest.approx(36 * 5.5e12 / chip.peak_flops / 0.5)
+    forward = (hlo.Kernel("fwd", 36, False), hlo.Kernel("fwd", 36, False, again=True))
+    one = 36e12 / CHIPS["v5e"].peak_flops / 0.5
+    assert _kernel_seconds(*forward, hlo.Kernel("bwd", 36, True)) == pytest.approx(4.5 * one)
+    split = (hlo.Kernel("dq", 36, True), hlo.Kernel("dkv", 36, True))
+    assert _kernel_seconds(*forward, *split) == pytest.approx(5.5 * one)
+    assert _kernel_seconds(forward[0], *split) == pytest.approx(4.5 * one)
+    assert _kernel_seconds() == 0
+
+
+def test_a_ring_does_the_same_work_in_more_runs():
+    """Over a context axis of 4 every layer runs its kernel four times, on a fourth of the keys each."""
+    ring = [hlo.Kernel("fwd", 4 * 36, False), hlo.Kernel("bwd", 4 * 36, True)]
+    once = [hlo.Kernel("fwd", 36, False), hlo.Kernel("bwd", 36, True)]
+    assert _kernel_seconds(*ring) == _kernel_seconds(*once)
 
 
 def test_heads_narrower_than_a_matrix_unit_leave_part_of_it_idle():

@@ -55,6 +55,12 @@ def test_kernels_and_collectives_are_too():
     assert not gather.asynchronous
 
 
+def test_a_kernel_of_the_forward_pass_may_run_again_for_the_backward_one():
+    path = "transpose(jvp(layer))/checkpoint/rematted_computation/pallas_call"
+    text = LOOP.replace("transpose(jvp(layer))/pallas_call", path)
+    assert hlo.read(text).kernels == (hlo.Kernel("kernel", 36, False, again=True),)
+
+
 def test_a_loop_counted_in_unsigned_numbers():
     text = LOOP.replace("s32[]{:T(128)} constant(36)", "u32[]{:T(128)} constant(5)")
     assert hlo.read(text).total_cycles == 5 * 1050 + 7

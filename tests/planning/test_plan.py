@@ -50,15 +50,27 @@ def test_bad_input_is_one_line(flag, message):
 
 def test_gpus_by_closed_form(tmp_path):
     path = tmp_path / "plan.json"
-    result = _plan(*SMALL, "--topology=h100x2", "--tokens=1e9", "--price=2", f"--json={path}")
+    budget = ["--tokens=1e9", "--price=2", f"--json={path}", "--search=1"]
+    result = _plan(*SMALL, "--topology=h100x2", *budget)
     assert result.returncode == 0, result.stderr
-    for words in ("fits", "6N", "full attention", "days", "chip-hours", "cost", "bound by"):
+    first, *_ = result.stdout.splitlines()
+    assert first.startswith("tiny on h100x2: fits; ")
+    for words in (
+        "6N",
+        "full attention",
+        "days",
+        "chip-hours",
+        "cost",
+        "bound by",
+        "Search: 2 set",
+    ):
         assert words in result.stdout
     plan = json.loads(path.read_text())
     assert plan["chips"] == 2
     # f32 parameters and two moments of AdamW, over two chips.
     assert plan["memory"]["parameters"] == pytest.approx(4 * plan["parameters"] / 2, rel=1e-6)
     assert plan["cost"] == pytest.approx(2 * plan["chip_hours"])
+    assert {each["micro_batches"] for each in plan["search"]} == {1, 2}
     assert plan["step"]["fastest"] < plan["step"]["seconds"] < plan["step"]["slowest"]
 
 
