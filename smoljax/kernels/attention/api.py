@@ -29,6 +29,8 @@ NAME_THEIR_RESIDUALS = (
     "pallas_tpu",
 )  # A second name on the same output would save it twice.
 
+CAPPED = ("cpu", "pallas_tpu", "xla", "reference")  # These bend scores to a logit_cap.
+
 _log = logging.getLogger(__name__)
 
 
@@ -44,8 +46,9 @@ def attention(
     implementation: str | None = None,
     return_max_logits: bool = False,
     zigzag: bool = False,
+    logit_cap: float | None = None,
 ) -> jax.Array | tuple[jax.Array, jax.Array]:
-    """Grouped-query attention over one sequence: softmax(q k^T * scale) v.
+    """Grouped-query attention over one sequence: softmax(cap(q k^T * scale)) v.
 
     Args:
       q_BSNH: queries, f32 or bf16. Query head n reads key-value head n // (N / K).
@@ -59,9 +62,12 @@ def attention(
       implementation: a name in BACKENDS, or None for the first of the platform's FALLBACKS that can do it.
       return_max_logits: also return the largest allowed score (scaled, signed) of each head over the batch, f32 [N]:
         what QK-clip needs. Padding rows do not count; with nothing but padding it is -inf. No gradient flows
-        through it, and on a mesh it is the maximum over all devices.
+        through it, and on a mesh it is the maximum over all devices. Scores before the cap: weights are to be clipped by
+        what they give, which the cap would hide.
       zigzag: all arrays, and the output, have their columns in zig-zag order (ring_order.py): only where `takes_zigzag` says
         so. False is the order of the sequence; "ring" then reorders at every call.
+      logit_cap: bends the scores to cap * tanh(scores / cap), as Gemma 2 does (arXiv 2408.00118, section 2); None leaves
+        them alone. Backends that cannot (CAPPED can) are passed over.
 
     Remat policies know the output by the name "attention_output", and what else the backward pass of "pallas_tpu" and
     "ring" needs by "attention_logsum".
@@ -72,7 +78,7 @@ def attention(
     Raises:
       SmoljaxError: shapes do not agree, or no backend (or not the named one) can do what is asked.
     """
-    _check(q_BSNH, k_BSKH, v_BSKH, segment_ids, window)
+    _check(q_BSNH, k_BSKH, v_BSKH, segment_ids, window, logit_cap)
     seq_len = q_BSNH.shape[1]
     if zigzag and not takes_zigzag(implementation, causal=causal, seq_len=seq_len):
         raise SmoljaxError(
@@ -84,6 +90,7 @@ def attention(
         platform=_platform(),
         causal=causal,
         seq_len=seq_len,
+        capped=logit_cap is not None,
         dtype=str(q_BSNH.dtype),
         head_dim=q_BSNH.shape[-1],
         segment_ids=segment_ids is not None,
@@ -102,6 +109,7 @@ def attention(
         segment_ids=segment_ids,
         window=window,
         scale=q_BSNH.shape[-1] ** -0.5 if scale is None else scale,
+        **({} if logit_cap is None else {"logit_cap": float(logit_cap)}),
     )
     if backend not in NAME_THEIR_RESIDUALS:
         output_BSNH = checkpoint_name(output_BSNH, "attention_output")
@@ -129,7 +137,13 @@ def _platform() -> str:
 
 
 def _choose(
-    implementation: str | None, *, platform: str, causal: bool = True, seq_len: int = 1, **asked
+    implementation: str | None,
+    *,
+    platform: str,
+    causal: bool = True,
+    seq_len: int = 1,
+    capped: bool = False,
+    **asked,
 ) -> str:
     if implementation is not None:
         if implementation not in BACKENDS:
@@ -137,7 +151,9 @@ def _choose(
                 f"attention implementation {implementation!r} is unknown: "
                 f"use one of {', '.join(BACKENDS)}, or None"
             )
-        reason = _refusal(implementation, platform, asked, causal, seq_len)
+        reason = _cap_refusal(implementation, capped) or _refusal(
+            implementation, platform, asked, causal, seq_len
+        )
         if reason:
             raise SmoljaxError(
                 f"attention implementation {implementation!r} cannot be used here: {reason}; "
@@ -145,11 +161,15 @@ def _choose(
             )
         return implementation
     for name in FALLBACKS.get(platform, ("xla",)):
-        reason = _refusal(name, platform, asked, causal, seq_len)
+        reason = _cap_refusal(name, capped) or _refusal(name, platform, asked, causal, seq_len)
         if reason is None:
             return name
         _log.info("attention: %s is passed over: %s", name, reason)
     raise SmoljaxError(f"no attention implementation of platform {platform!r} can do {asked}")
+
+
+def _cap_refusal(name: str, capped: bool) -> str | None:
+    return "it has no cap on the scores" if capped and name not in CAPPED else None
 
 
 def _refusal(name: str, platform: str, asked: dict, causal: bool, seq_len: int) -> str | None:
@@ -162,7 +182,7 @@ def _refusal(name: str, platform: str, asked: dict, causal: bool, seq_len: int) 
     return cudnn.refusal(platform, **asked) if name == "cudnn" else None
 
 
-def _check(q_BSNH, k_BSKH, v_BSKH, segment_ids, window) -> None:
+def _check(q_BSNH, k_BSKH, v_BSKH, segment_ids, window, logit_cap) -> None:
     if q_BSNH.ndim != 4 or k_BSKH.ndim != 4:
         raise SmoljaxError(
             f"attention takes q [B, S, N, H] and k, v [B, S, K, H], and got q {q_BSNH.shape}, k {k_BSKH.shape}"
@@ -180,3 +200,5 @@ def _check(q_BSNH, k_BSKH, v_BSKH, segment_ids, window) -> None:
         )
     if window is not None and window < 1:
         raise SmoljaxError(f"attention got window={window}: use None or at least 1")
+    if logit_cap is not None and not logit_cap > 0:
+        raise SmoljaxError(f"attention got logit_cap={logit_cap}: use None or more than 0")

@@ -26,19 +26,24 @@ def attend(
     segment_ids: jax.Array | None,
     window: int | None,
     scale: float,
+    logit_cap: float | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """softmax(q k^T * scale) v over the allowed pairs, all of it in f32.
+    """softmax(q k^T * scale) v over the allowed pairs, all of it in f32; `xla.soft_cap` bends the scores first.
 
     The backward pass keeps q, k, v, the output and the logarithm of each softmax's sum, and computes the
     probabilities again (Dao et al. 2022, arXiv 2205.14135, section 3.1), so reverse mode and vmap work and
     forward mode (jax.jvp) does not.
 
     Returns:
-      The output [B, S, N, H] in the dtype of q, and the largest allowed score of each head, f32 [N], padding left
-      out, through which no gradient flows.
+      The output [B, S, N, H] in the dtype of q, and the largest allowed score of each head before the cap, f32 [N],
+      padding left out, through which no gradient flows.
     """
     output_BSNH, max_BN = _attend(
-        q_BSNH, k_BSKH, v_BSKH, segment_ids, causal=causal, window=window, scale=float(scale)
+        *(q_BSNH, k_BSKH, v_BSKH, segment_ids),
+        causal=causal,
+        window=window,
+        scale=float(scale),
+        logit_cap=logit_cap,
     )
     return output_BSNH, jnp.max(max_BN, axis=0)
 
@@ -53,21 +58,25 @@ def refusal() -> str | None:
     return None
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnames=("causal", "window", "scale"))
-def _attend(q_BSNH, k_BSKH, v_BSKH, segment_ids_BS, causal, window, scale):
-    return _forward(q_BSNH, k_BSKH, v_BSKH, segment_ids_BS, causal, window, scale)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnames=("causal", "window", "scale", "logit_cap"))
+def _attend(q_BSNH, k_BSKH, v_BSKH, segment_ids_BS, causal, window, scale, logit_cap):
+    return _forward(q_BSNH, k_BSKH, v_BSKH, segment_ids_BS, causal, window, scale, logit_cap)[0]
 
 
-def _forward(q_BSNH, k_BSKH, v_BSKH, segment_ids_BS, causal, window, scale):
-    chunk = functools.partial(_forward_chunk, causal=causal, window=window, scale=scale)
+def _forward(q_BSNH, k_BSKH, v_BSKH, segment_ids_BS, causal, window, scale, logit_cap):
+    chunk = functools.partial(
+        _forward_chunk, causal=causal, window=window, scale=scale, logit_cap=logit_cap
+    )
     inputs = (q_BSNH, k_BSKH, v_BSKH)
     output_BSNH, max_BN, logsum_BKGS = _map_chunks(chunk, segment_ids_BS, inputs)
     return (output_BSNH, max_BN), (inputs, segment_ids_BS, output_BSNH, logsum_BKGS)
 
 
-def _backward(causal, window, scale, saved, cotangents):
+def _backward(causal, window, scale, logit_cap, saved, cotangents):
     inputs, segment_ids_BS, output_BSNH, logsum_BKGS = saved
-    chunk = functools.partial(_backward_chunk, causal=causal, window=window, scale=scale)
+    chunk = functools.partial(
+        _backward_chunk, causal=causal, window=window, scale=scale, logit_cap=logit_cap
+    )
     gradients = _map_chunks(
         chunk, segment_ids_BS, (*inputs, output_BSNH, logsum_BKGS, cotangents[0])
     )
@@ -94,7 +103,7 @@ def _map_chunks(function, segment_ids_BS, arrays):
     return jax.tree.map(lambda x: x.reshape(B, *x.shape[2:]), results)
 
 
-def _forward_chunk(segment_ids_CS, q_CSNH, k_CSKH, v_CSKH, *, causal, window, scale):
+def _forward_chunk(segment_ids_CS, q_CSNH, k_CSKH, v_CSKH, *, causal, window, scale, logit_cap):
     C, S, N, H = q_CSNH.shape
     K = k_CSKH.shape[2]
     q_CKGSH = _by_group(q_CSNH, K) * scale
@@ -107,14 +116,16 @@ def _forward_chunk(segment_ids_CS, q_CSNH, k_CSKH, v_CSKH, *, causal, window, sc
         )
         scores_CKGQT = jnp.where(allowed_CQT[:, None, None], scores_CKGQT, xla.MASKED)
         max_CKGQ1 = jnp.max(scores_CKGQT, axis=-1, keepdims=True)
-        weights_CKGQT = jnp.exp(scores_CKGQT - max_CKGQ1)
+        capped_CKGQT = xla.soft_cap(scores_CKGQT, logit_cap, allowed_CQT[:, None, None])
+        top_CKGQ1 = xla.soft_cap(max_CKGQ1, logit_cap)
+        weights_CKGQT = jnp.exp(capped_CKGQT - top_CKGQ1)
         sum_CKGQ1 = jnp.sum(weights_CKGQT, axis=-1, keepdims=True)
         output_CKRH = jnp.einsum(
             "ckrt,ckth->ckrh", _merge_heads(weights_CKGQT), v_CKSH[:, :, first:last]
         )
         outputs.append(output_CKRH.reshape(C, K, N // K, stop - start, H) / sum_CKGQ1)
         maxima.append(xla.max_of_heads(max_CKGQ1[..., 0], segment_ids_CS, (start, stop)))
-        logsums.append((max_CKGQ1 + jnp.log(sum_CKGQ1))[..., 0])
+        logsums.append((top_CKGQ1 + jnp.log(sum_CKGQ1))[..., 0])
     output_CKGSH = jnp.concatenate(outputs, axis=3)
     max_CN = functools.reduce(jnp.maximum, maxima)
     return _by_position(output_CKGSH, q_CSNH.dtype), max_CN, jnp.concatenate(logsums, axis=3)
@@ -132,6 +143,7 @@ def _backward_chunk(
     causal,
     window,
     scale,
+    logit_cap,
 ):
     C, S, N, H = q_CSNH.shape
     K = k_CSKH.shape[2]
@@ -148,9 +160,12 @@ def _backward_chunk(
             (start, stop), (first, last), causal=causal, segment_ids=segment_ids_CS, window=window
         )
         scores_CKGQT = jnp.where(allowed_CQT[:, None, None], _scores(q_CKGQH, k_CKTH), xla.MASKED)
-        weights_CKGQT = jnp.exp(scores_CKGQT - logsum_CKGS[:, :, :, start:stop, None])
+        capped_CKGQT = xla.soft_cap(scores_CKGQT, logit_cap, allowed_CQT[:, None, None])
+        weights_CKGQT = jnp.exp(capped_CKGQT - logsum_CKGS[:, :, :, start:stop, None])
         dweights_CKGQT = _scores(dout_CKGQH, v_CKTH)
         dscores_CKGQT = weights_CKGQT * (dweights_CKGQT - drop_CKGS[:, :, :, start:stop, None])
+        if logit_cap is not None:
+            dscores_CKGQT *= 1.0 - jnp.square(jnp.tanh(scores_CKGQT / logit_cap))
         dscores_CKRT = _merge_heads(dscores_CKGQT)
         dq_CKRH = jnp.einsum("ckrt,ckth->ckrh", dscores_CKRT, k_CKTH)
         dqs.append(dq_CKRH.reshape(C, K, N // K, stop - start, H))

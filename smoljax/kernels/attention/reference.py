@@ -16,11 +16,12 @@ def attend(
     segment_ids: jax.Array | None,
     window: int | None,
     scale: float,
+    logit_cap: float | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """softmax(q k^T * scale) v over the allowed pairs.
+    """softmax(cap * tanh(q k^T * scale / cap)) v over the allowed pairs; without a cap, softmax(q k^T * scale) v.
 
     Returns:
-      The output [B, S, N, H] in the dtype of q, and the largest allowed score of each head, f32 [N],
+      The output [B, S, N, H] in the dtype of q, and the largest allowed score of each head before the cap, f32 [N],
       padding (segment 0) left out.
     """
     B, S, N, H = q_BSNH.shape
@@ -31,7 +32,12 @@ def attend(
     )
     allowed_BST = allowed_pairs(S, causal=causal, segment_ids=segment_ids, window=window)
     scores_BKGST = jnp.where(allowed_BST[:, None, None], scores_BKGST, -jnp.inf)
-    weights_BKGST = jax.nn.softmax(scores_BKGST, axis=-1)
+    capped_BKGST = scores_BKGST
+    if logit_cap is not None:
+        capped_BKGST = jnp.where(
+            allowed_BST[:, None, None], logit_cap * jnp.tanh(scores_BKGST / logit_cap), -jnp.inf
+        )
+    weights_BKGST = jax.nn.softmax(capped_BKGST, axis=-1)
     output_BSKGH = jnp.einsum(
         "bkgst,btkh->bskgh", weights_BKGST, v_BTKH.astype(jnp.float32), precision="highest"
     )

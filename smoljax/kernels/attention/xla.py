@@ -23,12 +23,13 @@ def attend(
     segment_ids: jax.Array | None,
     window: int | None,
     scale: float,
+    logit_cap: float | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """softmax(q k^T * scale) v over the allowed pairs, the softmax in f32.
+    """softmax(q k^T * scale) v over the allowed pairs, the softmax in f32; `soft_cap` bends the scores first.
 
     Returns:
-      The output [B, S, N, H] in the dtype of q, and the largest allowed score of each head, f32 [N], padding
-      left out.
+      The output [B, S, N, H] in the dtype of q, and the largest allowed score of each head before the cap, f32 [N],
+      padding left out.
     """
     B, S, N, H = q_BSNH.shape
     K = k_BSKH.shape[2]
@@ -44,6 +45,7 @@ def attend(
             k_BKSH[:, :, first:last],
             v_BKSH[:, :, first:last],
             allowed_BQT,
+            logit_cap,
         )
         outputs.append(output_BKGQH)
         maxima.append(max_of_heads(max_BKGQ, segment_ids, (start, stop)))
@@ -52,13 +54,16 @@ def attend(
     return output_BSKGH.reshape(B, S, N, H), max_logits_N
 
 
-def _block(q_BKGQH, k_BKTH, v_BKTH, allowed_BQT):
+def _block(q_BKGQH, k_BKTH, v_BKTH, allowed_BQT, logit_cap):
     scores_BKGQT = jnp.einsum(
         "bkgqh,bkth->bkgqt", q_BKGQH, k_BKTH, preferred_element_type=jnp.float32
     )
     scores_BKGQT = jnp.where(allowed_BQT[:, None, None], scores_BKGQT, MASKED)
     max_BKGQ1 = jax.lax.stop_gradient(jnp.max(scores_BKGQT, axis=-1, keepdims=True))
-    weights_BKGQT = jnp.exp(scores_BKGQT - max_BKGQ1)
+    weights_BKGQT = jnp.exp(
+        soft_cap(scores_BKGQT, logit_cap, allowed_BQT[:, None, None])
+        - soft_cap(max_BKGQ1, logit_cap)
+    )
     sum_BKGQ1 = jnp.sum(weights_BKGQT, axis=-1, keepdims=True)
     output_BKGQH = jnp.einsum(
         "bkgqt,bkth->bkgqh",
@@ -69,6 +74,19 @@ def _block(q_BKGQH, k_BKTH, v_BKTH, allowed_BQT):
     # Dividing the output and not the weights saves a pass over the scores, and keeps fewer of them for the gradient.
     output_BKGQH = (output_BKGQH / sum_BKGQ1).astype(q_BKGQH.dtype)
     return output_BKGQH, max_BKGQ1[..., 0]
+
+
+def soft_cap(
+    scores: jax.Array, logit_cap: float | None, allowed: jax.Array | None = None
+) -> jax.Array:
+    """cap * tanh(scores / cap) (Gemma 2, arXiv 2408.00118, section 2), masked scores as far down as they were.
+
+    It does not change the order of scores, so the largest before it is the largest after it.
+    """
+    if logit_cap is None:
+        return scores
+    capped = logit_cap * jnp.tanh(scores / logit_cap)
+    return capped if allowed is None else jnp.where(allowed, capped, MASKED)
 
 
 def max_of_heads(

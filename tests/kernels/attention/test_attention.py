@@ -22,7 +22,7 @@ from smoljax.kernels.attention import api
 BACKENDS = ("reference", "xla", "cpu")
 
 
-def exact(q_BSNH, k_BSKH, v_BSKH, dout_BSNH, *, causal, segment_ids, window, scale):
+def exact(q_BSNH, k_BSKH, v_BSKH, dout_BSNH, *, causal, segment_ids, window, scale, logit_cap=None):
     """Attention one head and one row at a time in float64: output, largest score per head, dq, dk, dv."""
     q, k, v, dout = (np.asarray(x, np.float64) for x in (q_BSNH, k_BSKH, v_BSKH, dout_BSNH))
     B, S, N, _ = q.shape
@@ -44,13 +44,18 @@ def exact(q_BSNH, k_BSKH, v_BSKH, dout_BSNH, *, causal, segment_ids, window, sca
             )
             keys, values = k[b, :, n // group], v[b, :, n // group]
             scores = np.where(kept, scale * q[b, :, n] @ keys.T, -np.inf)
-            weights = np.exp(scores - scores.max(axis=1, keepdims=True))
+            slope, capped = 1.0, scores
+            if logit_cap is not None:
+                bent = np.tanh(scores / logit_cap)
+                slope, capped = 1.0 - bent**2, np.where(kept, logit_cap * bent, -np.inf)
+            weights = np.exp(capped - capped.max(axis=1, keepdims=True))
             weights /= weights.sum(axis=1, keepdims=True)
             out[b, :, n] = weights @ values
             real = np.ones(S, bool) if segment_ids is None else segment_ids[b] != 0
             largest[n] = max(largest[n], scores[real].max(initial=-np.inf))
             dweights = dout[b, :, n] @ values.T
             dscores = weights * (dweights - (weights * dweights).sum(axis=1, keepdims=True))
+            dscores *= slope
             dq[b, :, n] = scale * dscores @ keys
             dk[b, :, n // group] += scale * dscores.T @ q[b, :, n]
             dv[b, :, n // group] += weights.T @ dout[b, :, n]
@@ -78,6 +83,7 @@ def problems(draw):
         "segment_ids": segment_ids,
         "window": draw(st.none() | st.integers(1, S + 1)),
         "scale": draw(st.sampled_from([None, 0.3])),
+        "logit_cap": draw(st.sampled_from([None, 0.4])),
     }
 
 
@@ -86,7 +92,7 @@ def problems(draw):
 @given(problem=problems())
 def test_agrees_with_float64(implementation, problem):
     q, k, v, dout = arrays(problem["seed"], *problem["shape"])
-    options = {name: problem[name] for name in ("causal", "segment_ids", "window", "scale")}
+    options = {name: value for name, value in problem.items() if name not in ("seed", "shape")}
 
     def run(q, k, v):
         out, largest = attention(
@@ -216,7 +222,11 @@ def test_a_backend_that_cannot_is_passed_over_with_a_reason(caplog):
             == "xla"
         )
     assert "cudnn is passed over: it cannot honour segment ids" in caplog.text
+    with caplog.at_level(logging.INFO):
+        capped = api._choose(None, platform="gpu", segment_ids=False, capped=True, **asked)
+    assert capped in api.CAPPED
     assert "cudnn is passed over: it does not return maximum logits" in caplog.text
+    assert "cudnn is passed over: it has no cap on the scores" in caplog.text
 
 
 def test_cpu_gradients_are_the_same_under_scan_remat_and_vmap():
@@ -319,6 +329,10 @@ def test_errors_name_what_was_asked():
         attention(q, k, v, segment_ids=jnp.ones((1, 7), jnp.int32))
     with pytest.raises(SmoljaxError, match="window=0"):
         attention(q, k, v, window=0)
+    with pytest.raises(SmoljaxError, match="logit_cap=0"):
+        attention(q, k, v, logit_cap=0)
+    with pytest.raises(SmoljaxError, match="'ring' cannot be used here: it has no cap"):
+        attention(q, k, v, logit_cap=30.0, implementation="ring")
     with pytest.raises(SmoljaxError, match="K dividing 4"):
         attention(q, jnp.zeros((1, 8, 3, 8)), jnp.zeros((1, 8, 3, 8)))
     with pytest.raises(SmoljaxError, match=r"q \[B, S, N, H\]"):

@@ -28,6 +28,7 @@ class Mask(NamedTuple):
     window: int | None
     scale: float
     generation: str
+    logit_cap: float | None
 
 
 def attend(
@@ -39,15 +40,17 @@ def attend(
     segment_ids: jax.Array | None,
     window: int | None,
     scale: float,
+    logit_cap: float | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """softmax(q k^T * scale) v over the allowed pairs (Dao 2023, arXiv 2307.08691), sums in f32.
+    """softmax(q k^T * scale) v over the allowed pairs (Dao 2023, arXiv 2307.08691), sums in f32; with a cap of
+    cap * tanh(q k^T * scale / cap).
 
     On an active mesh each device takes its rows of the batch and its heads. A remat policy that saves the names
     "attention_output" and "attention_logsum" spares the second run of the forward kernel.
 
     Returns:
-      The output [B, S, N, H] in the dtype of q, and the largest allowed score of each head, f32 [N], padding left
-      out, through which no gradient flows.
+      The output [B, S, N, H] in the dtype of q, and the largest allowed score of each head before the cap, f32
+      [N], padding left out, through which no gradient flows.
 
     Raises:
       SmoljaxError: batch or heads do not divide over the mesh.
@@ -59,6 +62,7 @@ def attend(
         window=window,
         scale=float(scale),
         generation=blocks.generation(_device_kind(mesh)),
+        logit_cap=logit_cap,
     )
     if mesh.size > 1 and not mesh.manual_axes:
         batch = tuple(axis for axis in BATCH_AXES if axis in mesh.shape)
@@ -111,9 +115,8 @@ def _check_divides(q_BSNH, k_BSKH, batch_parts, head_parts):
         )
 
 
-def _local(q_BSNH, k_BSKH, v_BSKH, segment_ids_BS, *, causal, window, scale, generation):
-    mask = Mask(causal, window, scale, generation)
-    return _attend(q_BSNH, k_BSKH, v_BSKH, segment_ids_BS, mask)
+def _local(q_BSNH, k_BSKH, v_BSKH, segment_ids_BS, **mask):
+    return _attend(q_BSNH, k_BSKH, v_BSKH, segment_ids_BS, Mask(**mask))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))

@@ -2,7 +2,7 @@
 
 Probabilities are computed again from the log-sum-exp (Dao et al. 2022, arXiv 2205.14135, section 3.1). The one kernel goes
 through the blocks of queries and keeps dk and dv of all keys of a head in VMEM, f32, until it has seen them all. Where those
-are above `ACCUMULATORS`, one kernel goes through the blocks of queries for dq and another through those of keys for dk and
+do not fit, one kernel goes through the blocks of queries for dq and another through those of keys for dk and
 dv. None holds a partial gradient in HBM.
 
 B batch, S queries, T keys, N query heads, K key-value heads, G query heads of a step, H head width, Q queries of a block,
@@ -23,6 +23,7 @@ from smoljax.kernels.attention.pallas_tpu.blocks import (
     Pairs,
     Schedule,
     Steps,
+    heads,
     step,
 )
 from smoljax.kernels.attention.pallas_tpu.forward import (
@@ -30,14 +31,13 @@ from smoljax.kernels.attention.pallas_tpu.forward import (
     COLUMNS,
     LOG2_E,
     ROWS,
+    Scores,
     for_heads,
     product,
 )
 
-ACCUMULATORS = 4 * 2**20  # Bytes of dk and dv in f32: 4096 keys of head width 128.
 
-
-def run(arrays, ids, schedule: Schedule, shift_1, *, pairs: Pairs, heads: int, scale, dtype):
+def run(arrays, ids, schedule: Schedule, shift_1, *, pairs: Pairs, scores: Scores, dtype):
     """dq [B, N, H, S], dk and dv [B, K, H, T], the last two summed over the query heads of a group.
 
     Args:
@@ -47,25 +47,26 @@ def run(arrays, ids, schedule: Schedule, shift_1, *, pairs: Pairs, heads: int, s
       schedule: pairs of blocks that meet.
       shift_1: int32, position of the first query less that of the first key.
       pairs: the mask and the sizes of blocks, which divide S and T.
-      heads: query heads of a step, a divisor of N / K.
-      scale: factor on the scores.
+      scores: how they are made.
       dtype: of the gradients.
     """
-    call = functools.partial(
-        _call, arrays, ids, shift_1, pairs=pairs, heads=heads, scale=scale, dtype=dtype
-    )
-    _, _, H, T = arrays[1].shape
-    if 2 * 4 * H * T <= ACCUMULATORS:
-        return call(schedule.by_queries(flush=True), _all_kernel, products=5)
-    (dq,) = call(schedule.by_queries(), _queries_kernel, products=3)
-    return dq, *call(schedule.by_keys(), _keys_kernel, products=4)
+    q_BNHS, k_BKHT = arrays[:2]
+    _, K, H, T = k_BKHT.shape
+    fit = functools.partial(heads, q_BNHS.shape[1] // K, pairs, H, q_BNHS.dtype.itemsize, blocks=3)
+    call = functools.partial(_call, arrays, ids, shift_1, pairs=pairs, scores=scores, dtype=dtype)
+    together = fit(accumulated=2 * 4 * H * T)
+    if together:
+        return call(schedule.by_queries(flush=True), _all_kernel, G=together, products=5)
+    apart = max(fit(), 1)
+    (dq,) = call(schedule.by_queries(), _queries_kernel, G=apart, products=3)
+    return dq, *call(schedule.by_keys(), _keys_kernel, G=apart, products=4)
 
 
-def _call(arrays, ids, shift_1, steps: Steps, kernel, *, pairs, heads, scale, dtype, products):
+def _call(arrays, ids, shift_1, steps: Steps, kernel, *, pairs, scores, dtype, G, products):
     q_BNHS, k_BKHT = arrays[:2]
     (B, N, H, S), (_, K, _, T) = q_BNHS.shape, k_BKHT.shape
-    group, G, Q, C = N // K, heads, pairs.queries, pairs.keys
-    parts = group // G
+    Q, C = pairs.queries, pairs.keys
+    parts = N // K // G
     keys_first = kernel is _keys_kernel
 
     def places(b, k, *at):
@@ -103,10 +104,10 @@ def _call(arrays, ids, shift_1, steps: Steps, kernel, *, pairs, heads, scale, dt
         flushed = pl.BlockSpec((None, None, H, C), when_flushed)
         out_specs, out_shape = [query, flushed, flushed], [dq_shape, dk_shape, dk_shape]
         scratch_shapes = [dq_acc] + [pltpu.VMEM((H, T), jnp.float32)] * 2
-    scores = B * N * steps.most * Q * C
-    moved = 3 * q_BNHS.size + 2 * scores * H // (G * Q)
+    computed = B * N * steps.most * Q * C
+    moved = 3 * q_BNHS.size + 2 * computed * H // (G * Q)
     return pl.pallas_call(
-        functools.partial(kernel, pairs=pairs, scale=scale, most=steps.most),
+        functools.partial(kernel, pairs=pairs, scores=scores, most=steps.most),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=2,
             grid=(B, K, steps.count, parts) if keys_first else (B, K, parts, steps.count),
@@ -119,8 +120,8 @@ def _call(arrays, ids, shift_1, steps: Steps, kernel, *, pairs, heads, scale, dt
             dimension_semantics=("parallel", "parallel", "arbitrary", "arbitrary")
         ),
         cost_estimate=pl.CostEstimate(
-            flops=2 * products * scores * H,
-            transcendentals=scores,
+            flops=2 * products * computed * H,
+            transcendentals=computed,
             bytes_accessed=q_BNHS.dtype.itemsize * moved + 8 * B * N * S,
         ),
         name={
@@ -131,18 +132,21 @@ def _call(arrays, ids, shift_1, steps: Steps, kernel, *, pairs, heads, scale, dt
     )(steps.list, shift_1, *inputs)
 
 
-def _weights(inputs, g, allowed_CQ, scale):
+def _weights(inputs, g, allowed_CQ, scores):
     """Probabilities of head g and the gradient of the scores before their factor, f32 [C, Q]."""
     q_GHQ, k_HC, v_HC, dout_GHQ, lse_G1Q, drop_G1Q = inputs[:6]
-    scores_CQ = (scale * LOG2_E) * product(k_HC[...], q_GHQ[g], COLUMNS)
-    weights_CQ = jnp.exp2(scores_CQ - LOG2_E * lse_G1Q[g])
+    raw_CQ = scores.raw(q_GHQ[g], k_HC[...])
+    weights_CQ = jnp.exp2(scores.powers(raw_CQ) - LOG2_E * lse_G1Q[g])
     if allowed_CQ is not None:
         weights_CQ = jnp.where(allowed_CQ, weights_CQ, 0.0)
     dweights_CQ = product(v_HC[...], dout_GHQ[g], COLUMNS)
-    return weights_CQ, weights_CQ * (dweights_CQ - drop_G1Q[g])
+    dscores_CQ = weights_CQ * (dweights_CQ - drop_G1Q[g])
+    if scores.logit_cap is not None:
+        dscores_CQ *= 1.0 - jnp.square(scores.bent(raw_CQ))
+    return weights_CQ, dscores_CQ
 
 
-def _all_kernel(entries, shift, *refs, pairs, scale, most):
+def _all_kernel(entries, shift, *refs, pairs, scores, most):
     *inputs, dq_GHQ, dk_HC, dv_HC, dq_acc_GHQ, dk_acc_HT, dv_acc_HT = refs
     q_GHQ, k_HC, _, dout_GHQ = inputs[:4]
     part, s = pl.program_id(2), pl.program_id(3)
@@ -159,26 +163,26 @@ def _all_kernel(entries, shift, *refs, pairs, scale, most):
         dq_acc_GHQ[...] = jnp.zeros_like(dq_acc_GHQ)
 
     def add(g, allowed_CQ):
-        weights_CQ, dscores_CQ = _weights(inputs, g, allowed_CQ, scale)
+        weights_CQ, dscores_CQ = _weights(inputs, g, allowed_CQ, scores)
         dscores_CQ = dscores_CQ.astype(k_HC.dtype)
         dv_acc_HT[:, at] += product(dout_GHQ[g], weights_CQ.astype(k_HC.dtype), BOTH_LAST)
         dk_acc_HT[:, at] += product(q_GHQ[g], dscores_CQ, BOTH_LAST)
         dq_acc_GHQ[g] += product(k_HC[...], dscores_CQ, ROWS)
 
     distance = shift[0] + i * pairs.queries - j * pairs.keys
-    for_heads(add, todo, distance, inputs[6:], pairs=pairs, heads=q_GHQ.shape[0])
+    for_heads(add, todo, distance, inputs[6:], pairs=pairs, count=q_GHQ.shape[0])
 
     @pl.when(todo & LAST != 0)
     def _():
-        dq_GHQ[...] = (scale * dq_acc_GHQ[...]).astype(dq_GHQ.dtype)
+        dq_GHQ[...] = (scores.scale * dq_acc_GHQ[...]).astype(dq_GHQ.dtype)
 
     @pl.when((todo & FLUSH != 0) & (part == pl.num_programs(2) - 1))
     def _():
-        dk_HC[...] = (scale * dk_acc_HT[:, at]).astype(dk_HC.dtype)
+        dk_HC[...] = (scores.scale * dk_acc_HT[:, at]).astype(dk_HC.dtype)
         dv_HC[...] = dv_acc_HT[:, at].astype(dv_HC.dtype)
 
 
-def _queries_kernel(entries, shift, *refs, pairs, scale, most):
+def _queries_kernel(entries, shift, *refs, pairs, scores, most):
     *inputs, dq_GHQ, acc_GHQ = refs
     k_HC = inputs[1]
     i, j, todo = step(entries[pl.program_id(0) * most + pl.program_id(3)])
@@ -188,18 +192,18 @@ def _queries_kernel(entries, shift, *refs, pairs, scale, most):
         acc_GHQ[...] = jnp.zeros_like(acc_GHQ)
 
     def add(g, allowed_CQ):
-        _, dscores_CQ = _weights(inputs, g, allowed_CQ, scale)
+        _, dscores_CQ = _weights(inputs, g, allowed_CQ, scores)
         acc_GHQ[g] += product(k_HC[...], dscores_CQ.astype(k_HC.dtype), ROWS)
 
     distance = shift[0] + i * pairs.queries - j * pairs.keys
-    for_heads(add, todo, distance, inputs[6:], pairs=pairs, heads=acc_GHQ.shape[0])
+    for_heads(add, todo, distance, inputs[6:], pairs=pairs, count=acc_GHQ.shape[0])
 
     @pl.when(todo & LAST != 0)
     def _():
-        dq_GHQ[...] = (scale * acc_GHQ[...]).astype(dq_GHQ.dtype)
+        dq_GHQ[...] = (scores.scale * acc_GHQ[...]).astype(dq_GHQ.dtype)
 
 
-def _keys_kernel(entries, shift, *refs, pairs, scale, most):
+def _keys_kernel(entries, shift, *refs, pairs, scores, most):
     *inputs, dk_HC, dv_HC, dk_acc_HC, dv_acc_HC = refs
     q_GHQ, dout_GHQ = inputs[0], inputs[3]
     part = pl.program_id(3)
@@ -211,14 +215,14 @@ def _keys_kernel(entries, shift, *refs, pairs, scale, most):
         dv_acc_HC[...] = jnp.zeros_like(dv_acc_HC)
 
     def add(g, allowed_CQ):
-        weights_CQ, dscores_CQ = _weights(inputs, g, allowed_CQ, scale)
+        weights_CQ, dscores_CQ = _weights(inputs, g, allowed_CQ, scores)
         dv_acc_HC[...] += product(dout_GHQ[g], weights_CQ.astype(q_GHQ.dtype), BOTH_LAST)
         dk_acc_HC[...] += product(q_GHQ[g], dscores_CQ.astype(q_GHQ.dtype), BOTH_LAST)
 
     distance = shift[0] + i * pairs.queries - j * pairs.keys
-    for_heads(add, todo, distance, inputs[6:], pairs=pairs, heads=q_GHQ.shape[0])
+    for_heads(add, todo, distance, inputs[6:], pairs=pairs, count=q_GHQ.shape[0])
 
     @pl.when((todo & LAST != 0) & (part == pl.num_programs(3) - 1))
     def _():
-        dk_HC[...] = (scale * dk_acc_HC[...]).astype(dk_HC.dtype)
+        dk_HC[...] = (scores.scale * dk_acc_HC[...]).astype(dk_HC.dtype)
         dv_HC[...] = dv_acc_HC[...].astype(dv_HC.dtype)

@@ -13,6 +13,9 @@ import numpy as np
 MASKED = -1e30  # Finite, so that no difference of two of them makes NaN.
 FILL = np.iinfo(np.int32).min  # Segment of the positions that fill up the last block.
 LANES = 128
+VMEM = (
+    14 * 2**20
+)  # Bytes that a kernel may take by the estimate in `heads`, of the 16 MiB that v5e scopes by default.
 
 # (queries, keys) of a block per generation and pass. All stay within the default 16 MiB of scoped VMEM at head width 256
 # in f32, and the compiler's refusal shows ahead of time (tests/kernels/attention/test_pallas_tpu.py).
@@ -226,9 +229,28 @@ def sizes(lengths: tuple[int, int], generation: str, direction: str) -> tuple[in
     )
 
 
-def heads(group: int) -> int:
-    """Query heads of a step, at most 4, for a group of them that share a key-value head."""
-    return max(size for size in (1, 2, 3, 4) if group % size == 0)
+def heads(
+    group: int, pairs: Pairs, head_dim: int, itemsize: int, *, blocks: int, accumulated: int = 0
+) -> int:
+    """Query heads of a step, at most 4, for a group of them that share a key-value head; 0 where not even one fits.
+
+    Args:
+      group: how many share it.
+      pairs: sizes of blocks.
+      head_dim: H.
+      itemsize: bytes of an element.
+      blocks: blocks of queries, read or written, that a step holds.
+      accumulated: bytes of sums that are kept throughout.
+    """
+
+    def bytes_of(heads):
+        # Two buffers of each block and one f32 sum; the same of keys and values; scores and what is made of them.
+        per_query = heads * head_dim * (2 * blocks * itemsize + 4)
+        per_key = head_dim * 8 * itemsize
+        return per_query * pairs.queries + per_key * pairs.keys + 10 * pairs.queries * pairs.keys
+
+    fitting = [size for size in (4, 3, 2, 1) if bytes_of(size) + accumulated <= VMEM]
+    return max((size for size in fitting if group % size == 0), default=0)
 
 
 def generation(device_kind: str | None) -> str:

@@ -23,6 +23,7 @@ def chunk_forward(
     shift: jax.Array | int,
     scale: float,
     generation: str,
+    logit_cap: float | None = None,
     dtype=None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """softmax(q k^T * scale) v over the pairs that are allowed among these.
@@ -35,12 +36,13 @@ def chunk_forward(
       shift: position in the sequence of the first query less that of the first key, an int, or int32 where it is known at
         run time only. Blocks of keys that no query sees cost nothing either way.
       scale: factor on the scores.
+      logit_cap: cap of cap * tanh(scores / cap); None is no cap.
       generation: a row of the table of block sizes (`blocks.generation`).
       dtype: of the output; None is that of q. Whoever adds chunks up wants f32.
 
     Returns:
       The output [B, S, N, H], the log-sum-exp of each query's scores, f32 [B, N, S], and each row's and head's largest
-      score f32 [B, N], padding (segment 0) left out. A query that sees nothing has output 0 and log-sum-exp -1e30, which is
+      score before the cap f32 [B, N], padding (segment 0) left out. A query that sees nothing has output 0 and log-sum-exp -1e30, which is
       finite and so far below any other that exp(lse - lse of all chunks) is exactly 0; a head none of whose queries sees
       anything has the largest score -inf. No gradient is defined.
     """
@@ -55,8 +57,7 @@ def chunk_forward(
         schedule.by_queries(),
         jnp.asarray(shift, jnp.int32).reshape(1),
         pairs=pairs,
-        heads=blocks.heads(q_BSNH.shape[2] // k_BTKH.shape[2]),
-        scale=scale,
+        scores=forward.Scores(scale, logit_cap),
         dtype=dtype or q_BSNH.dtype,
     )
     return _from_lanes(output_BNHS, S), lse_BN1S[:, :, 0, :S], jnp.max(max_BN1L, axis=(2, 3))
@@ -77,6 +78,7 @@ def chunk_backward(
     shift: jax.Array | int,
     scale: float,
     generation: str,
+    logit_cap: float | None = None,
     dtype=None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """What these pairs add to the gradients.
@@ -105,8 +107,7 @@ def chunk_backward(
         schedule,
         jnp.asarray(shift, jnp.int32).reshape(1),
         pairs=pairs,
-        heads=blocks.heads(q_BSNH.shape[2] // k_BTKH.shape[2]),
-        scale=scale,
+        scores=forward.Scores(scale, logit_cap),
         dtype=dtype or q_BSNH.dtype,
     )
     return _from_lanes(dq, S), _from_lanes(dk, T), _from_lanes(dv, T)

@@ -8,6 +8,7 @@ B batch, S queries, T keys, N query heads, K key-value heads, G query heads of a
 C keys of a block, L lanes
 """
 
+import dataclasses
 import functools
 import math
 
@@ -26,6 +27,7 @@ from smoljax.kernels.attention.pallas_tpu.blocks import (
     WHOLE,
     Pairs,
     Steps,
+    heads,
     step,
 )
 
@@ -42,6 +44,35 @@ def product(a, b, axes):
     return jax.lax.dot_general(a, b, axes, precision=precision, preferred_element_type=jnp.float32)
 
 
+@dataclasses.dataclass(frozen=True)
+class Scores:
+    """Scores as powers of 2, and with a cap as cap * tanh(scores / cap).
+
+    `raw` are in the unit of which the largest is kept: the score, or without a cap log2(e) times it, which saves a
+    product.
+
+    Attributes:
+      scale: factor on q k^T.
+      logit_cap: None is no cap.
+    """
+
+    scale: float
+    logit_cap: float | None
+
+    @property
+    def unit(self) -> float:
+        return LOG2_E if self.logit_cap is None else 1.0
+
+    def raw(self, q_HQ, k_HC) -> jax.Array:
+        return (self.unit * self.scale) * product(k_HC, q_HQ, COLUMNS)
+
+    def powers(self, raw) -> jax.Array:
+        return raw if self.logit_cap is None else (LOG2_E * self.logit_cap) * self.bent(raw)
+
+    def bent(self, raw) -> jax.Array:
+        return jnp.tanh(raw / self.logit_cap)
+
+
 def run(
     q_BNHS,
     k_BKHT,
@@ -51,8 +82,7 @@ def run(
     shift_1,
     *,
     pairs: Pairs,
-    heads: int,
-    scale: float,
+    scores: Scores,
     dtype,
 ):
     """Calls the kernel.
@@ -63,8 +93,7 @@ def run(
       steps: pairs of blocks, queries first.
       shift_1: int32, position of the first query less that of the first key.
       pairs: the mask and the sizes of blocks, which divide S and T.
-      heads: query heads of a step, a divisor of N / K.
-      scale: factor on the scores.
+      scores: how they are made.
       dtype: of the output.
 
     Returns:
@@ -73,7 +102,8 @@ def run(
     """
     B, N, H, S = q_BNHS.shape
     group = N // k_BKHT.shape[1]
-    Q, C, G = pairs.queries, pairs.keys, heads
+    Q, C = pairs.queries, pairs.keys
+    G = max(heads(group, pairs, H, q_BNHS.dtype.itemsize, blocks=2), 1)
 
     def queries(b, n, s, entries, shift):
         return step(entries[b * steps.most + s])[0]
@@ -97,10 +127,10 @@ def run(
         in_specs.append(pl.BlockSpec((None, 1, Q), lambda b, *at: (b, 0, queries(b, *at))))
         in_specs.append(pl.BlockSpec((None, 1, C), lambda b, *at: (b, 0, keys(b, *at))))
         inputs += [x[:, None] for x in ids]
-    scores = B * N * steps.most * Q * C
+    computed = B * N * steps.most * Q * C
     return pl.pallas_call(
         functools.partial(
-            _kernel, pairs=pairs, documents=ids is not None, most=steps.most, scale=scale
+            _kernel, pairs=pairs, documents=ids is not None, most=steps.most, scores=scores
         ),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=2,
@@ -126,16 +156,16 @@ def run(
             dimension_semantics=("parallel", "parallel", "arbitrary")
         ),
         cost_estimate=pl.CostEstimate(
-            flops=4 * scores * H,
-            transcendentals=scores,
-            bytes_accessed=q_BNHS.dtype.itemsize * (2 * q_BNHS.size + 2 * scores * H // (G * Q))
+            flops=4 * computed * H,
+            transcendentals=computed,
+            bytes_accessed=q_BNHS.dtype.itemsize * (2 * q_BNHS.size + 2 * computed * H // (G * Q))
             + 4 * B * N * S,
         ),
         name="attention_forward",
     )(steps.list, shift_1, *inputs)
 
 
-def _kernel(entries, shift, q_GHQ, k_HC, v_HC, *rest, pairs, documents, most, scale):
+def _kernel(entries, shift, q_GHQ, k_HC, v_HC, *rest, pairs, documents, most, scores):
     ids = rest[:2] if documents else ()
     out_GHQ, lse_G1Q, largest_G1L, max_G1Q, sum_G1Q, acc_GHQ = rest[len(ids) :]
     s = pl.program_id(2)
@@ -153,20 +183,23 @@ def _kernel(entries, shift, q_GHQ, k_HC, v_HC, *rest, pairs, documents, most, sc
         acc_GHQ[...] = jnp.zeros_like(acc_GHQ)
 
     def add(g, allowed_CQ):
-        scores_CQ = (scale * LOG2_E) * product(k_HC[...], q_GHQ[g], COLUMNS)
+        scores_CQ = scores.raw(q_GHQ[g], k_HC[...])
         if allowed_CQ is not None:
             scores_CQ = jnp.where(allowed_CQ, scores_CQ, MASKED)
         old_1Q = max_G1Q[g]
         new_1Q = jnp.maximum(old_1Q, jnp.max(scores_CQ, axis=0, keepdims=True))
-        weights_CQ = jnp.exp2(scores_CQ - new_1Q)
-        shrink_1Q = jnp.exp2(old_1Q - new_1Q)
         max_G1Q[g] = new_1Q
+        powers_CQ, old_1Q, new_1Q = (scores.powers(x) for x in (scores_CQ, old_1Q, new_1Q))
+        if allowed_CQ is not None and scores.logit_cap is not None:
+            powers_CQ = jnp.where(allowed_CQ, powers_CQ, MASKED)
+        weights_CQ = jnp.exp2(powers_CQ - new_1Q)
+        shrink_1Q = jnp.exp2(old_1Q - new_1Q)
         sum_G1Q[g] = shrink_1Q * sum_G1Q[g] + jnp.sum(weights_CQ, axis=0, keepdims=True)
         update_HQ = product(v_HC[...], weights_CQ.astype(v_HC.dtype), ROWS)
         acc_GHQ[g] = shrink_1Q * acc_GHQ[g] + update_HQ
 
     distance = shift[0] + i * pairs.queries - j * pairs.keys
-    for_heads(add, todo, distance, ids, pairs=pairs, heads=q_GHQ.shape[0])
+    for_heads(add, todo, distance, ids, pairs=pairs, count=q_GHQ.shape[0])
 
     @pl.when(todo & LAST != 0)
     def _():
@@ -174,26 +207,27 @@ def _kernel(entries, shift, q_GHQ, k_HC, v_HC, *rest, pairs, documents, most, sc
         if ids:
             real_1Q = (ids[0][...] != 0) & (ids[0][...] != FILL)
         for g in range(q_GHQ.shape[0]):
-            sum_1Q, max_1Q = sum_G1Q[g], max_G1Q[g] / LOG2_E
+            sum_1Q, max_1Q = sum_G1Q[g], max_G1Q[g]
             some_1Q = sum_1Q > 0
             out_GHQ[g] = (acc_GHQ[g] / jnp.where(some_1Q, sum_1Q, 1.0)).astype(out_GHQ.dtype)
-            lse_G1Q[g] = jnp.where(some_1Q, max_1Q + jnp.log(sum_1Q), MASKED)
+            lse_1Q = scores.powers(max_1Q) / LOG2_E + jnp.log(sum_1Q)
+            lse_G1Q[g] = jnp.where(some_1Q, lse_1Q, MASKED)
             counts_1Q = some_1Q if real_1Q is None else some_1Q & real_1Q
-            largest_1Q = jnp.where(counts_1Q, max_1Q, -jnp.inf)
+            largest_1Q = jnp.where(counts_1Q, max_1Q / scores.unit, -jnp.inf)
             for start in range(0, pairs.queries, LANES):
                 largest_G1L[g] = jnp.maximum(largest_G1L[g], largest_1Q[:, start : start + LANES])
 
 
-def for_heads(add, todo, distance, ids, *, pairs: Pairs, heads: int):
+def for_heads(add, todo, distance, ids, *, pairs: Pairs, count: int):
     """Calls `add(head, mask)` where a step says so, with None as the mask of a pair of blocks that needs none.
 
-    Two or three heads are unrolled, so that the MXU has one's products to do during another's softmax; all of four would
+    There are `count` heads. Two or three of them are unrolled, so that the MXU has one's products to do during another's softmax; all of four would
     take the compiler twice as long.
     """
-    unrolled = max(size for size in (1, 2, 3) if heads % size == 0)
+    unrolled = max(size for size in (1, 2, 3) if count % size == 0)
 
     def loop(mask):
-        @pl.loop(0, heads // unrolled)
+        @pl.loop(0, count // unrolled)
         def _(part):
             allowed_CQ = mask()
             for g in range(unrolled):
