@@ -40,16 +40,18 @@ class Chip:
 
 # TPUs: peak, memory, its bandwidth and the number of links from docs.cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e} (v5e 197 TFLOP/s, 819 GB/s,
 # 400 GB/s over four links both ways; v5p 459, 2,765, 1,200 over six, network 50 Gbit/s a chip; v6e 918, 1,638, 800 over four). Links one
-# way and the network's share of a chip (6.25 GB/s; v5e 3.125, v6e 12.5) from the table "TPU specs" of jax-ml.github.io/scaling-book/tpus.
+# way, nine tenths of those, and the network's share of a chip (6.25 GB/s; v5e 3.125, v6e 12.5) from the table "TPU specs" of
+# jax-ml.github.io/scaling-book/tpus.
 # The clock is peak / FLOPs in a cycle, the unit in which large products come out near their peak: at 1.75 GHz v6e's compiler reaches
 # 457,000 of 524,288 a cycle (16,384 x 2,048 by 2,048 x 11,008), v5e's 128,800 of 131,072 at 1.5 GHz.
 # v5e's memory is what its compiler grants (15.75 GiB), v6e's likewise (31.25); v4's and v5p's are nominal.
-# product_share: FLOPs of the matrix products of configs/smollm3_3b.py against the cycles that libtpu 0.0.42 notes for them; v4 has the
-# matrix unit of v5p. Measured on a v6e, large bf16 products reach 0.79 of the peak (github.com/yangwhale/gpu-tpu-pedia, tpu/v7_perf).
+# product_share: FLOPs of the matrix products of configs/smollm3_3b.py against the cycles that libtpu 0.0.42 notes for them (v4 has the
+# matrix unit of v5p): on v5e 0.85 of what a single large product reaches. Where single products have been measured, 0.85 of the best
+# of them: v6e 0.79 of its peak (github.com/yangwhale/gpu-tpu-pedia, tpu/v7_perf), A100 271 of 312 TFLOP/s, H100 and H200 794 of 989, B200
+# 1,745 of 2,250 (github.com/stas00/ml-engineering, compute/accelerator).
 # GPUs: SXM boards, dense bf16; memory and its bandwidth, NVLink (a third generation's 300 GB/s one way, 450, 900) and 400 Gbit/s of
 # InfiniBand a GPU (A100: 200) from jax-ml.github.io/scaling-book/gpus, where collectives reach 370 of 450 GB/s: the links are given
-# at that share. product_share is that of the best matrix product measured (A100 271 of 312, H100 and H200 794 of 989, B200 1,745 of 2,250
-# TFLOP/s; github.com/stas00/ml-engineering, compute/accelerator), times 0.85, as all products of a step reach that of the best on a v5e.
+# at that share. B200's 180 GB are those of the HGX board.
 _NVLINK = 370 / 450
 CHIPS = {
     "v4": Chip(
@@ -62,7 +64,7 @@ CHIPS = {
         "v5p", "tpu", 459e12, 95 * GIB, 2.765e12, 90e9, 6.25e9, 0.86, clock=1.75e9, mxu_width=128
     ),
     "v6e": Chip(
-        "v6e", "tpu", 918e12, 31.25 * GIB, 1.638e12, 90e9, 12.5e9, 0.52, clock=1.75e9, mxu_width=256
+        "v6e", "tpu", 918e12, 31.25 * GIB, 1.638e12, 90e9, 12.5e9, 0.67, clock=1.75e9, mxu_width=256
     ),
     "a100": Chip("a100", "gpu", 312e12, 80e9, 2.0e12, _NVLINK * 300e9, 25e9, 0.74, 0, 0),
     "h100": Chip("h100", "gpu", 989e12, 80e9, 3.35e12, _NVLINK * 450e9, 50e9, 0.68, 0, 0),
