@@ -16,11 +16,8 @@ import jax.numpy as jnp
 from smoljax.errors import SmoljaxError
 from smoljax.losses import vocabulary_tiles
 
-TOKEN_AXES = (
-    "data",
-    "fsdp",
-    "context",
-)  # Mesh axes that split tokens: those of parallel.batch_sharding.
+# Mesh axes that split tokens: those of the residual stream (smoljax.parallel.rules).
+TOKEN_AXES = ("data", "fsdp", "context", "tensor")
 
 
 def cross_entropy(

@@ -12,6 +12,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -38,6 +39,7 @@ def _sums_forward(num_tiles, z_loss, hidden_BSD, unembedding_DV, targets_BS, mas
 
     def add(so_far, tile):
         max_BS, sum_BS, target_BS = so_far
+        tile = _gathered(tile)
         logits_BSW, is_target_BSW = _logits(hidden_BSD, targets_BS, tile, V)
         new_max_BS = jnp.maximum(max_BS, jnp.max(logits_BSW, axis=-1))
         exp_BSW = jnp.exp(logits_BSW - new_max_BS[..., None])
@@ -62,6 +64,7 @@ def _sums_backward(num_tiles, z_loss, saved, cotangents):
     factor_BS = weight_BS * (1 + 2 * z_loss * log_normaliser_BS)
 
     def add(dhidden_BSD, tile):
+        tile = _gathered(tile)
         logits_BSW, is_target_BSW = _logits(hidden_BSD, targets_BS, tile, V)
         dlogits_BSW = jnp.exp(logits_BSW - log_normaliser_BS[..., None]) * factor_BS[..., None]
         dlogits_BSW -= jnp.where(is_target_BSW, weight_BS[..., None], 0)
@@ -89,6 +92,14 @@ def _split(head_DV, num_tiles: int):
     padded = jnp.pad(head_DV, ((0, 0), (0, width * num_tiles - V)))
     head_TDW = jnp.moveaxis(padded.reshape(D, width, num_tiles), 2, 0)
     return head_TDW, jnp.arange(width * num_tiles).reshape(width, num_tiles).T
+
+
+def _gathered(tile):
+    """A tile for all products with it. A mesh axis that splits the vocabulary splits tokens too: columns go to the tokens."""
+    head_DW, word_W = tile
+    if jax.sharding.get_abstract_mesh().shape.get("tensor", 1) > 1:
+        head_DW = jax.lax.with_sharding_constraint(head_DW, PartitionSpec(None, None))
+    return head_DW, word_W
 
 
 def _logits(hidden_BSD, targets_BS, tile, V: int):

@@ -17,6 +17,8 @@ from jax.ad_checkpoint import checkpoint_name
 from smoljax.kernels import attention
 from smoljax.model.config import ModelConfig
 from smoljax.model.rope import rope_tables, rotate
+from smoljax.parallel.embedding import look_up
+from smoljax.parallel.rules import residual
 
 _POLICIES = {
     "full": jax.checkpoint_policies.nothing_saveable,
@@ -62,10 +64,7 @@ class Decoder(nn.Module):
                 nn.with_logical_partitioning(matrix, ("embed", "vocab")),
                 (config.hidden_size, config.vocab_size),
             )
-        # Each device looks its own tokens up, in whole rows. In rows split over fsdp it would look up the tokens of all devices,
-        # in pieces of a few numbers, which a TPU stores 16 times as wide.
-        table_VD = nn.with_logical_constraint(embedding_VD, ("vocab", None))
-        x_BSD = _constrain(table_VD[tokens_BS].astype(dtype), "embed")
+        x_BSD = look_up(embedding_VD, tokens_BS, dtype)
         cos, sin = rope_tables(
             positions_BS,
             head_dim=config.head_dim,
@@ -92,7 +91,7 @@ class Decoder(nn.Module):
         gain_D = scaled(
             _gain(self, "final_norm", config.hidden_size), config.forward_multipliers.readout
         )
-        return rms_norm(x_BSD, gain_D, eps=config.norm_eps), handed_out
+        return _parted(rms_norm(x_BSD, gain_D, eps=config.norm_eps)), handed_out
 
 
 class LayerKind(NamedTuple):
@@ -120,13 +119,15 @@ class Layer(nn.Module):
         config = self.config
         gain_D = _gain(self, "attention_norm", config.hidden_size)
         update_BSD, handed_out = Attention(config, self.attend, name="attention")(
-            rms_norm(x_BSD, gain_D, eps=config.norm_eps), kind, cos, sin
+            _whole(rms_norm(x_BSD, gain_D, eps=config.norm_eps)), kind, cos, sin
         )
-        residual = config.forward_multipliers.residual
-        x_BSD = _constrain(x_BSD + scaled(update_BSD, residual), "embed")
+        factor = config.forward_multipliers.residual
+        x_BSD = x_BSD + scaled(_parted(update_BSD), factor)
         gain_D = _gain(self, "mlp_norm", config.hidden_size)
-        update_BSD = FeedForward(config, name="mlp")(rms_norm(x_BSD, gain_D, eps=config.norm_eps))
-        return _constrain(x_BSD + scaled(update_BSD, residual), "embed"), handed_out
+        update_BSD = FeedForward(config, name="mlp")(
+            _whole(rms_norm(x_BSD, gain_D, eps=config.norm_eps))
+        )
+        return x_BSD + scaled(_parted(update_BSD), factor), handed_out
 
 
 class Attention(nn.Module):
@@ -156,12 +157,12 @@ class Attention(nn.Module):
             k_BSKH = rms_norm(k_BSKH, _gain(self, "key_norm", H, "head_dim"), eps=config.norm_eps)
         q_BSNH, k_BSKH = rotate(q_BSNH, cos, sin), rotate(k_BSKH, cos, sin)
         v_BSKH = jnp.einsum("bsd,dkh->bskh", x_BSD, value_DKH)
-        q_BSNH = checkpoint_name(_constrain(q_BSNH, "heads", None), "query")
-        k_BSKH = checkpoint_name(_constrain(k_BSKH, "kv_heads", None), "key")
-        v_BSKH = checkpoint_name(_constrain(v_BSKH, "kv_heads", None), "value")
+        q_BSNH = checkpoint_name(_constrain(q_BSNH, "sequence", "heads", None), "query")
+        k_BSKH = checkpoint_name(_constrain(k_BSKH, "sequence", "kv_heads", None), "key")
+        v_BSKH = checkpoint_name(_constrain(v_BSKH, "sequence", "kv_heads", None), "value")
         output_BSNH, handed_out = self.attend(q_BSNH, k_BSKH, v_BSKH, kind.windowed)
         # A remat policy saves the output by the name that `attention` gives it.
-        output_BSNH = _constrain(output_BSNH, "heads", None)
+        output_BSNH = _constrain(output_BSNH, "sequence", "heads", None)
         # Letters in the order of memory: einsum sums over them by the alphabet, and with "nh" a CPU turned the matrix around
         # for every token that is decoded.
         return jnp.einsum("bsgh,ghd->bsd", output_BSNH, output_NHD), handed_out
@@ -179,7 +180,7 @@ class FeedForward(nn.Module):
         up_DF = _matrix(self, "up", (D, F), ("embed", "mlp"))
         down_FD = _matrix(self, "down", (F, D), ("mlp", "embed"))
         h_BSF = jax.nn.silu(project(x_BSD, gate_DF)) * project(x_BSD, up_DF)
-        return project(_constrain(h_BSF, "mlp"), down_FD)
+        return project(_constrain(h_BSF, "sequence", "mlp"), down_FD)
 
 
 @jax.custom_vjp
@@ -274,9 +275,17 @@ def _gain(module: nn.Module, name: str, width: int, axis: str = "embed") -> jax.
     return module.param(name, ones, (width,))
 
 
+def _whole(x_BSD: jax.Array) -> jax.Array:
+    """The residual stream on its way into a block: gathered along the sequence over tensor. Its gradient is summed and parted again."""
+    return _constrain(_parted(x_BSD), "sequence", "embed")
+
+
+def _parted(x_BSD: jax.Array) -> jax.Array:
+    """What a block adds to the residual stream: summed over tensor, each device keeping a part of the sequence."""
+    return _constrain(x_BSD, residual(x_BSD.shape[1]), "embed")
+
+
 def _constrain(x: jax.Array, *names: str | None) -> jax.Array:
     """Pins an activation [B, S, ...] to where `parallel` puts these logical axes; nothing outside a mesh."""
-    axes = tuple(
-        None if name is None else f"activation_{name}" for name in ("batch", "sequence", *names)
-    )
+    axes = tuple(None if name is None else f"activation_{name}" for name in ("batch", *names))
     return nn.with_logical_constraint(x, axes)

@@ -30,18 +30,31 @@ class MeshConfig:
     context: int = 1
 
     def shape(self, num_devices: int) -> tuple[int, int, int, int]:
-        """The mesh shape on `num_devices` devices, in the order of AXES."""
+        """The mesh shape on `num_devices` devices, in the order of AXES.
+
+        Raises:
+          SmoljaxError: an axis is no count of devices, two are -1, or the counts do not multiply to `num_devices`.
+        """
         sizes = dataclasses.astuple(self)
-        free = [axis for axis, size in zip(AXES, sizes) if size == -1]
-        known = math.prod(size for size in sizes if size != -1)
-        if len(free) > 1 or any(size < 1 and size != -1 for size in sizes):
+        named = dict(zip(AXES, sizes))
+        for axis, size in named.items():
+            if not isinstance(size, int) or isinstance(size, bool) or (size < 1 and size != -1):
+                raise SmoljaxError(
+                    f"config.mesh.{axis} is {size!r}: set it to a count of devices of at least 1, or to -1, "
+                    "which takes what the other axes leave"
+                )
+        free = [axis for axis, size in named.items() if size == -1]
+        if len(free) > 1:
             raise SmoljaxError(
-                f"config.mesh is {dict(zip(AXES, sizes))}: each axis is a count of devices, and only one may be -1"
+                f"config.mesh.{free[0]} and config.mesh.{free[1]} are -1: only one may be -1, "
+                "since it takes what the other axes leave"
             )
+        known = math.prod(size for size in sizes if size != -1)
         if num_devices % known or (not free and known != num_devices):
+            legal = f"one of {', '.join(map(str, divisors(num_devices)))}" if free else num_devices
             raise SmoljaxError(
-                f"config.mesh {dict(zip(AXES, sizes))} does not divide {num_devices} devices: "
-                "make the product of its axes equal to the number of devices, or set one axis to -1"
+                f"config.mesh {named} does not divide {num_devices} devices: its axes{' but the -1' if free else ''} "
+                f"multiply to {known}; make that {legal}{'' if free else ', or set one axis to -1'}"
             )
         return tuple(num_devices // known if size == -1 else size for size in sizes)
 
@@ -76,3 +89,8 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     inside = (shape[0] // slices, *shape[1:])
     arranged = mesh_utils.create_hybrid_device_mesh(inside, (slices, 1, 1, 1), devices=devices)
     return Mesh(arranged, AXES, axis_types=kinds)
+
+
+def divisors(number: int) -> list[int]:
+    """All of them, from 1 up."""
+    return [n for n in range(1, number + 1) if number % n == 0]

@@ -98,8 +98,7 @@ def planned_run(config: dict, topology: Topology) -> PlannedRun:
       SmoljaxError: libtpu is missing, or a size does not divide over the mesh.
     """
     run = PlannedRun(_with_attention(config, topology), Path("."), _devices(topology))
-    parallel.local_rows(run.mesh, run.data.batch_size)  # Raises when the batch does not divide.
-    parallel.check_sequence(run.mesh, run.data.seq_len)
+    run.check_mesh(run.mesh)
     return run
 
 

@@ -229,10 +229,10 @@ def _collectives(
     instruction: _Instruction, computations: dict, loop: str, trips: int, seen: set[str]
 ) -> Iterator[Collective]:
     """Collectives of an instruction: itself one, or a fusion around one. A fused one is repeated at full size in each of its
-    steps, so each channel counts once for a computation."""
+    steps, so each counts once for a computation, known by channel, shape and origin: JAX gives all that it writes itself channel 1."""
     base = instruction.opcode.removesuffix("-start")
     if base in COLLECTIVES:
-        yield from _once(instruction, base, instruction.opcode != base, loop, trips, seen)
+        yield _collective(instruction, base, instruction.opcode != base, loop, trips)
     elif instruction.opcode == "send" and "_xla_megascale" in instruction.text:
         yield _between_slices(instruction, loop, trips)
     elif instruction.opcode in ("fusion", "async-start"):
@@ -271,15 +271,17 @@ def _inside(instruction: _Instruction, computations: dict) -> Iterator[_Instruct
 
 
 def _once(instruction, kind, asynchronous, loop, trips, seen) -> Iterator[Collective]:
-    channel = re.search(r"channel_id=(\d+)", instruction.text)
-    key = channel[1] if channel else instruction.name
-    if key in seen:
-        return
-    seen.add(key)
+    names = re.findall(r'channel_id=\d+|op_name="[^"]*"', instruction.text) or [instruction.name]
+    key = " ".join([kind, instruction.shape, *names])
+    if key not in seen:
+        seen.add(key)
+        yield _collective(instruction, kind, asynchronous, loop, trips)
+
+
+def _collective(instruction, kind, asynchronous, loop, trips) -> Collective:
     group = group_of(instruction.text)
-    yield Collective(
-        kind, _bytes_sent(instruction, kind, len(group)), group, trips, asynchronous, loop
-    )
+    sent = _bytes_sent(instruction, kind, len(group))
+    return Collective(kind, sent, group, trips, asynchronous, loop)
 
 
 def group_of(text: str) -> tuple[int, ...]:

@@ -2,6 +2,7 @@
 
 from smoljax.training.checkpoint import Checkpoints
 from smoljax.training.config import TrainingConfig
+from smoljax.training.description import describe
 from smoljax.training.loop import train
 from smoljax.training.run import Run
 from smoljax.training.state import TrainState, make_state, state_shapes, state_shardings
@@ -12,6 +13,7 @@ __all__ = [
     "Run",
     "TrainState",
     "TrainingConfig",
+    "describe",
     "loss_sum",
     "make_eval_step",
     "make_state",

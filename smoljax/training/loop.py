@@ -28,6 +28,7 @@ def train(run: Run) -> int:
       0 when done; 42 when stopped on request (SIGTERM, SIGINT) after saving.
     """
     training, mesh = run.training, run.mesh
+    run.check_mesh(mesh)
     mixture = run.mixture
     checkpoints = run.checkpoints()
     newest = checkpoints.latest_step()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import jax
 import optax
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 
 from smoljax import configuration, optim, parallel
 from smoljax.errors import SmoljaxError
@@ -138,6 +138,17 @@ class Run:
         return open_mixture(
             dataclasses.replace(self.data, tokenizer_fingerprint=self.tokenizer.fingerprint)
         )
+
+    def check_mesh(self, mesh: Mesh | AbstractMesh) -> None:
+        """Raises a SmoljaxError where the model or a batch does not divide over the mesh: before anything is made or compiled."""
+        for size in self.data.batch_sizes.sizes:
+            parallel.check_batch(
+                mesh,
+                batch_size=size,
+                micro_batches=self.training.micro_batches,
+                seq_len=self.data.seq_len,
+            )
+        parallel.param_shardings(mesh, logical_axes(self.model), self.params_shapes)
 
     def train_step(self) -> Callable[[TrainState, dict], tuple[TrainState, dict]]:
         """The compiled training step of these settings (see make_train_step)."""

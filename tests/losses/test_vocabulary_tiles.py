@@ -17,6 +17,7 @@ from smoljax import parallel
 from smoljax.losses import cross_entropy
 from smoljax.losses.cross_entropy import TOKEN_AXES, _sums
 from smoljax.losses.vocabulary_tiles import sums
+from smoljax.parallel.rules import activation_spec
 from smoljax.planning import hlo
 
 B, S, D, V = 8, 12, 16, 50
@@ -135,12 +136,9 @@ def test_memory_is_one_tile_of_logits():
     assert temporaries(1) >= all_logits  # Control.
 
 
-def test_the_axes_of_tokens_are_those_of_a_batch():
-    mesh = jax.sharding.AbstractMesh(
-        (1, 1, 1, 1), parallel.AXES, axis_types=(jax.sharding.AxisType.Auto,) * 4
-    )
-    batch, sequence = parallel.batch_sharding(mesh).spec
-    assert (*batch, sequence) == TOKEN_AXES
+def test_the_axes_of_tokens_are_those_of_the_residual_stream():
+    batch, sequence = activation_spec("batch", "residual")
+    assert (*batch, *sequence) == TOKEN_AXES
 
 
 def on_mesh(axes: dict, *, chunk_size: int) -> dict:

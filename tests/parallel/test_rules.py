@@ -8,6 +8,7 @@ from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 
 from smoljax import parallel
 from smoljax.errors import SmoljaxError
+from smoljax.parallel.rules import param_spec
 
 AUTO = (AxisType.Auto,) * 4
 
@@ -31,6 +32,30 @@ def test_an_axis_that_does_not_divide_is_named():
         parallel.param_shardings(abstract_mesh(1, 1, 2, 1), axes, shapes)
 
 
+def test_the_legal_counts_divide_every_axis_that_tensor_splits():
+    shapes = {"query": jax.ShapeDtypeStruct((16, 12, 8), jnp.float32)}
+    shapes |= {"key": jax.ShapeDtypeStruct((16, 4, 8), jnp.float32)}
+    axes = {"query": ("embed", "heads", "head_dim"), "key": ("embed", "kv_heads", "head_dim")}
+    with pytest.raises(SmoljaxError, match=r"key.*size 4.*8 devices.*one of 1, 2, 4$"):
+        parallel.param_shardings(abstract_mesh(1, 1, 8, 1), axes, shapes)
+
+
+@pytest.mark.parametrize(
+    ("axes", "shape", "spec"),
+    [
+        # 32 does not divide the width, but beside 2 of tensor the 64 units; the gain has nothing else.
+        (("layers", "embed", "mlp"), (32, 24, 64), (None, None, ("tensor", "fsdp"))),
+        (("vocab", "embed"), (128, 24), (("tensor", "fsdp"), None)),
+        (("layers", "embed", "heads", "head_dim"), (32, 24, 6, 32), (None, None, "tensor", "fsdp")),
+        (("layers", "embed"), (32, 24), (None, None)),
+        # It divides the width, and so stays there.
+        (("layers", "embed", "mlp"), (32, 96, 64), (None, "fsdp", "tensor")),
+    ],
+)
+def test_fsdp_splits_another_axis_where_it_does_not_divide_the_width(axes, shape, spec):
+    assert param_spec(abstract_mesh(1, 32, 2, 1), axes, shape) == PartitionSpec(*spec)
+
+
 @pytest.mark.parametrize(
     ("sizes", "shape"),
     [
@@ -49,7 +74,11 @@ def test_the_free_axis_takes_what_is_left(sizes, shape):
         ({"data": 3}, "does not divide 8 devices"),
         ({"data": 2, "fsdp": 2}, "does not divide 8 devices"),
         ({"data": -1, "fsdp": -1}, "only one may be -1"),
-        ({"data": 0}, "count of devices"),
+        ({"data": 0}, "mesh.data is 0: .*count of devices"),
+        ({"fsdp": -2}, "mesh.fsdp is -2: .*count of devices"),
+        ({"tensor": 1.5}, "mesh.tensor is 1.5: .*count of devices"),
+        ({"data": 16}, "multiply to 16; make that 8, or set one axis to -1"),
+        ({"tensor": 3}, "multiply to 3; make that one of 1, 2, 4, 8"),
     ],
 )
 def test_a_mesh_that_does_not_fit_is_refused(sizes, message):
@@ -69,6 +98,23 @@ def test_a_batch_goes_to_the_mesh_and_back():
 def test_a_batch_that_does_not_divide_is_named():
     with pytest.raises(SmoljaxError, match=r"batch_size is 6.*multiple of 4"):
         parallel.local_rows(abstract_mesh(2, 2, 1, 1), 6)
+
+
+def test_micro_batches_divide_what_a_device_has():
+    mesh = abstract_mesh(2, 2, 1, 1)
+    parallel.check_batch(mesh, batch_size=24, micro_batches=3, seq_len=8)
+    with pytest.raises(
+        SmoljaxError, match=r"24.*4 devices.*in 4 micro-batches.*multiple of 16.*1, 2, 3, 6"
+    ):
+        parallel.check_batch(mesh, batch_size=24, micro_batches=4, seq_len=8)
+
+
+def test_a_sequence_that_tensor_does_not_divide_is_named():
+    parallel.check_sequence(abstract_mesh(2, 1, 4, 1), 12)
+    with pytest.raises(SmoljaxError, match=r"seq_len is 10.*4 devices of mesh axis tensor.*of 4"):
+        parallel.check_sequence(abstract_mesh(2, 1, 4, 1), 10)
+    with pytest.raises(SmoljaxError, match=r"seq_len is 36.*multiple of 8"):
+        parallel.check_sequence(abstract_mesh(1, 1, 4, 2), 36)
 
 
 def test_a_sequence_that_does_not_divide_is_named():

@@ -1,0 +1,128 @@
+"""Every mesh gives the step of one device, and exchanges what one table says: 8 forced host devices in a process of their own."""
+
+import collections
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from smoljax.model import init
+from tests.parallel import eight_chips
+from tests.parallel.eight_devices import BATCH_SIZE, MESHES, MODEL, SEQ_LEN, SETTINGS
+
+
+@pytest.fixture(scope="module")
+def report():
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.parallel.eight_devices"],
+        env=os.environ
+        | {
+            "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # It compiles 28 programs.
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("mesh", MESHES)
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_loss_gradients_and_update_are_those_of_one_device(report, setting, mesh):
+    found, control = report[setting][mesh], report[setting]["another batch"]
+    for name, tolerance in (("loss", 1e-6), ("gradients", 5e-6), ("parameters", 1e-3)):
+        assert found[name] < tolerance, name
+        assert control[name] > 10 * tolerance, name
+
+
+@pytest.mark.parametrize("mesh", MESHES)
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_initial_parameters_are_the_same_to_the_bit(report, setting, mesh):
+    assert report[setting][mesh]["same initial parameters"]
+
+
+def allowed(data: int = 1, fsdp: int = 1, tensor: int = 1) -> list[tuple[str, str, float, float]]:
+    """The table: kind, mesh axis, times per step, bytes of the whole, of every exchange that a step may have.
+
+    "reduce" is a reduce-scatter on TPUs and an all-reduce here: the compiler for CPUs has no other. With a tied head and AdamW.
+    """
+    shapes = jax.eval_shape(lambda: init(MODEL, jax.random.key(0)))
+    leaves = [4 * leaf.size for leaf in jax.tree.leaves(shapes["layers"]) if leaf.ndim > 2]
+    gains = [4 * leaf.size for leaf in jax.tree.leaves(shapes) if leaf.ndim < 3]
+    table = 4 * shapes["embedding"].size
+    gains, layers = sum(gains) - table, sum(leaves)
+    stream = 4 * BATCH_SIZE * SEQ_LEN * MODEL.hidden_size / data / fsdp
+    batch = "+".join(axis for axis, size in (("data", data), ("fsdp", fsdp)) if size > 1)
+    L = MODEL.num_layers
+    return [
+        # Weights are gathered for the forward and the backward pass, whatever the number of tokens.
+        ("all-gather", "fsdp", 2, layers / tensor + gains),
+        # The table to look tokens up in; the head for each of the two passes over its tiles, whole for a device's own tokens.
+        ("all-gather", "fsdp", 1, table / tensor),
+        ("all-gather", "fsdp", 2, table),
+        ("all-gather", "tensor", 2, table / fsdp),
+        # Gradients: of matrices in parts, of which data sums what a device keeps. (Looking up and head are two gradients.)
+        ("reduce", "fsdp", 1, layers / tensor + table),
+        ("reduce-scatter", "fsdp", 1, table / tensor),
+        ("reduce", "tensor", 1, table),
+        ("all-reduce", "data", 1, layers / tensor / fsdp + 2 * table / tensor / fsdp),
+        # Gradients of gains: sums over tokens, which tensor splits between the blocks.
+        ("all-reduce", batch, 1, gains),
+        ("all-reduce", "tensor", 1, gains),
+        # The residual stream: gathered before a block, reduced behind it, in both directions. Backward, what each product adds to it is
+        # reduced alone here (query, key and value; gate and up): on TPUs their sum is, so that there are 4 L as well.
+        ("all-gather", "tensor", 4 * L, stream),
+        ("reduce", "tensor", (2 + 3 + 2) * L, stream),
+        # Of the tokens that are looked up, and their gradient.
+        ("reduce-scatter", "tensor", 1, stream),
+        ("all-gather", "tensor", 1, stream),
+    ]
+
+
+@pytest.mark.parametrize("mesh", MESHES)
+def test_a_step_exchanges_what_the_table_says(report, mesh):
+    axes = MESHES[mesh]
+    wanted = collections.Counter()
+    for kind, over, times, size in allowed(**axes):
+        devices = np.prod([axes.get(axis, 1) for axis in over.split("+")])
+        kind = "all-reduce" if kind == "reduce" else kind
+        sent = (2 if kind == "all-reduce" else 1) * (devices - 1) / devices
+        if sent:
+            wanted[f"{over} {kind}"] += times * sent * size
+    got = {name: sent for name, (_, sent) in report["adamw, tied"][mesh]["exchanged"].items()}
+    assert got.keys() == wanted.keys()
+    for name, sent in got.items():
+        # Beside losses and norms, a few single numbers.
+        assert sent == pytest.approx(wanted[name], abs=100), name
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None,
+    reason='libtpu is not installed: pip install "smoljax[plan]"',
+)
+def test_on_tpus_tensor_scatters_and_gathers_the_residual_stream_and_sums_nothing_whole():
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.parallel.eight_chips"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    model, data, tensor = eight_chips.BIG, eight_chips.DATA, eight_chips.TENSOR
+    share = (tensor - 1) / tensor
+    size = eight_chips.BATCH_SIZE * eight_chips.SEQ_LEN * model.hidden_size / data
+    stream, table = 2 * size * share, 4 * model.vocab_size * model.hidden_size * share
+    # Behind two blocks, forward and backward; of tokens that are looked up; and the gradient of the head, in f32.
+    assert found["tensor reduce-scatter"][1] == (4 * model.num_layers + 1) * stream + table
+    # Before two blocks, and what the compiler gathers again rather than keep it; the head's two gathers are in bfloat16.
+    gathered = (found["tensor all-gather"][1] - table - stream) / stream / model.num_layers
+    assert gathered in (4, 5, 6)
+    assert "tensor all-reduce" not in found
