@@ -9,27 +9,47 @@ import jax
 from jax.ad_checkpoint import checkpoint_name
 
 from smoljax.errors import SmoljaxError
-from smoljax.kernels.attention import cpu, cudnn, pallas_tpu, reference, ring, ring_order, xla
+from smoljax.kernels.attention import (
+    cpu,
+    cudnn,
+    pallas_gpu,
+    pallas_tpu,
+    reference,
+    ring,
+    ring_order,
+    tokamax,
+    xla,
+)
 
 BACKENDS = {
     "cpu": cpu.attend,
     "cudnn": cudnn.attend,
+    "pallas_gpu": pallas_gpu.attend,
     "pallas_tpu": pallas_tpu.attend,
     "xla": xla.attend,
     "reference": reference.attend,
     "ring": ring.attend,
+    "tokamax": tokamax.attend,
 }
 FALLBACKS = {
     "cpu": ("ring", "cpu", "xla"),
-    "gpu": ("ring", "cudnn", "xla"),
+    "gpu": ("ring", "cudnn", "pallas_gpu", "xla"),
     "tpu": ("ring", "pallas_tpu", "xla"),
 }
 NAME_THEIR_RESIDUALS = (
     "ring",
+    "pallas_gpu",
     "pallas_tpu",
 )  # A second name on the same output would save it twice.
 
-CAPPED = ("cpu", "pallas_tpu", "xla", "reference")  # These bend scores to a logit_cap.
+CAPPED = (
+    "cpu",
+    "pallas_gpu",
+    "pallas_tpu",
+    "xla",
+    "reference",
+    "tokamax",
+)  # These bend scores to a logit_cap.
 
 _log = logging.getLogger(__name__)
 
@@ -69,8 +89,8 @@ def attention(
       logit_cap: bends the scores to cap * tanh(scores / cap), as Gemma 2 does (arXiv 2408.00118, section 2); None leaves
         them alone. Backends that cannot (CAPPED can) are passed over.
 
-    Remat policies know the output by the name "attention_output", and what else the backward pass of "pallas_tpu" and
-    "ring" needs by "attention_logsum".
+    Remat policies know the output by the name "attention_output", and what else the backward pass of "pallas_gpu",
+    "pallas_tpu" and "ring" needs by "attention_logsum".
 
     Returns:
       The output [B, S, N, H] in the dtype of q, alone or with the maxima.
@@ -179,6 +199,10 @@ def _refusal(name: str, platform: str, asked: dict, causal: bool, seq_len: int) 
         return cpu.refusal()
     if name == "pallas_tpu":
         return pallas_tpu.refusal(platform, asked["dtype"])
+    if name == "pallas_gpu":
+        return pallas_gpu.refusal(platform, asked["dtype"], asked["head_dim"])
+    if name == "tokamax":
+        return tokamax.refusal(max_logits=asked["max_logits"])
     return cudnn.refusal(platform, **asked) if name == "cudnn" else None
 
 

@@ -216,11 +216,14 @@ def test_a_backend_that_cannot_is_passed_over_with_a_reason(caplog):
     asked = {"dtype": "bfloat16", "head_dim": 64, "max_logits": False}
     assert api._choose(None, platform="gpu", segment_ids=False, **asked) == "cudnn"
     with caplog.at_level(logging.INFO):
-        assert api._choose(None, platform="gpu", segment_ids=True, **asked) == "xla"
+        assert api._choose(None, platform="gpu", segment_ids=True, **asked) == "pallas_gpu"
         assert (
             api._choose(None, platform="gpu", segment_ids=False, **asked | {"max_logits": True})
-            == "xla"
+            == "pallas_gpu"
         )
+        wide = {"dtype": "float32", "head_dim": 64, "max_logits": False}
+        assert api._choose(None, platform="gpu", segment_ids=True, **wide) == "xla"
+    assert "pallas_gpu is passed over: it takes bfloat16 or float16" in caplog.text
     assert "cudnn is passed over: it cannot honour segment ids" in caplog.text
     with caplog.at_level(logging.INFO):
         capped = api._choose(None, platform="gpu", segment_ids=False, capped=True, **asked)
@@ -320,7 +323,8 @@ def test_cpu_is_passed_over_on_a_mesh_of_more_than_one_device():
 def test_errors_name_what_was_asked():
     q, k, v, _ = arrays(4, 1, 8, 4, 2, 8)
     with pytest.raises(
-        SmoljaxError, match="'flash' is unknown: use one of cpu, cudnn, pallas_tpu, xla, reference"
+        SmoljaxError,
+        match="'flash' is unknown: use one of cpu, cudnn, pallas_gpu, pallas_tpu, xla, reference",
     ):
         attention(q, k, v, implementation="flash")
     with pytest.raises(SmoljaxError, match="'cudnn' cannot be used here: it needs a GPU"):

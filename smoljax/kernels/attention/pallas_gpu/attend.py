@@ -38,8 +38,8 @@ def attend(
     "attention_output" and "attention_logsum" spares the second run of the forward kernel.
 
     Returns:
-      The output [B, S, N, H] in the dtype of q, and the largest allowed score of each head, f32 [N], padding left
-      out, through which no gradient flows.
+      The output [B, S, N, H] in the dtype of q, and the largest allowed score of each head before the cap, f32 [N],
+      padding left out, through which no gradient flows.
 
     Raises:
       SmoljaxError: batch or heads do not divide over the mesh.

@@ -142,7 +142,7 @@ def _queries_kernel(
 
     def step(index, k_smem, v_smem, k_ids_smem, k_free, v_free, ids_free, dq_MH):
         at = first_block + index[0]
-        scores_MC, slope_MC = mask.scores(product(own["q_smem"], transposed(k_smem)))
+        scores_MC = mask.scores(product(own["q_smem"], transposed(k_smem)))
         scores_MC = masked(
             scores_MC,
             mask,
@@ -151,6 +151,7 @@ def _queries_kernel(
             None if ids_BS is None else (own["ids_smem"], k_ids_smem),
             query_axis=0,
         )
+        scores_MC, slope_MC = mask.bend(scores_MC)
         if ids_BS is not None:
             plgpu.barrier_arrive(ids_free)
         lse_M, drop_M = own["row_smem"].at[0][...], own["row_smem"].at[1][...]
@@ -239,7 +240,7 @@ def _keys_kernel(
     ):
         dk_MH, dv_MH = carry
         at = first_block + index[1]
-        scores_MC, slope_MC = mask.scores(product(own["k_smem"], transposed(q_smem)))
+        scores_MC = mask.scores(product(own["k_smem"], transposed(q_smem)))
         scores_MC = masked(
             scores_MC,
             mask,
@@ -248,6 +249,7 @@ def _keys_kernel(
             None if ids_BS is None else (own["ids_smem"], q_ids_smem),
             query_axis=1,
         )
+        scores_MC, slope_MC = mask.bend(scores_MC)
         if ids_BS is not None:
             plgpu.barrier_arrive(ids_free)
         weights_MC = jnp.exp2(scores_MC - along(lse_smem[...], scores_MC.shape, 1))

@@ -52,12 +52,17 @@ class Mask:
     scale: float
     logit_cap: float | None
 
-    def scores(self, products: jax.Array) -> tuple[jax.Array, jax.Array | None]:
-        """Scores in units of log 2, and their derivative by the scaled products where that is not 1."""
+    def scores(self, products: jax.Array) -> jax.Array:
+        """Scores before the cap, in units of log 2."""
+        return products * (self.scale * LOG2_E)
+
+    def bend(self, scores: jax.Array) -> tuple[jax.Array, jax.Array | None]:
+        """Scores after the cap, MASKED ones as they are, and their derivative by those before it where that is not 1."""
         if self.logit_cap is None:
-            return products * (self.scale * LOG2_E), None
-        tanh = jnp.tanh(products * (self.scale / self.logit_cap))
-        return tanh * (self.logit_cap * LOG2_E), 1.0 - tanh * tanh
+            return scores, None
+        tanh = jnp.tanh(scores * (1 / (LOG2_E * self.logit_cap)))
+        capped = jnp.where(scores > MASKED / 2, tanh * (LOG2_E * self.logit_cap), MASKED)
+        return capped, 1.0 - tanh * tanh
 
     def allowed(self, firsts, ids, shape, *, query_axis: int) -> jax.Array:
         """Which pairs see each other, bool of `shape`.

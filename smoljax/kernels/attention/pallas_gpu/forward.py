@@ -40,7 +40,7 @@ def run(q_BSNH, k_BSKH, v_BSKH, segment_ids_BS, spans, *, mask: Mask):
       mask: what is static about the scores.
 
     Returns:
-      The output [B, S, N, H] in q's dtype; log-sum-exp and largest score of every query, f32 [B, N, S].
+      The output [B, S, N, H] in q's dtype; log-sum-exp, and largest score before the cap, of every query, f32 [B, N, S].
     """
     B, S, N, H = q_BSNH.shape
     per_query = jax.ShapeDtypeStruct((B, N, S), jnp.float32)
@@ -149,13 +149,15 @@ def _kernel(
             plgpu.copy_gmem_to_smem(ids_BS.at[b, rows], ids_smem, arrived)
         plgpu.barrier_wait(arrived)
         sums = tuple(jnp.zeros((ROWS, part.stop - part.start), jnp.float32) for part in parts)
-        start = (jnp.full((ROWS,), MASKED, jnp.float32), jnp.zeros((ROWS,), jnp.float32), sums)
-        max_M, sum_M, sums = loop(start)
+        lowest_M = jnp.full((ROWS,), MASKED, jnp.float32)
+        largest_M = None if mask.logit_cap is None else lowest_M  # Without a cap it is the maximum.
+        start = (lowest_M, largest_M, jnp.zeros((ROWS,), jnp.float32), sums)
+        max_M, largest_M, sum_M, sums = loop(start)
         for part, sum_MX in zip(parts, sums):
             out_MX = sum_MX / along(sum_M, sum_MX.shape, 0)
             q_smem.at[:, part][...] = out_MX.astype(q_smem.dtype)
         row_smem.at[0][...] = max_M * (1 / LOG2_E) + jnp.log(sum_M)
-        row_smem.at[1][...] = max_M * (1 / LOG2_E)
+        row_smem.at[1][...] = (max_M if largest_M is None else largest_M) * (1 / LOG2_E)
         plgpu.commit_smem()
         plgpu.copy_smem_to_gmem(q_smem, out_BSNH.at[b, rows, n])
         plgpu.copy_smem_to_gmem(row_smem.at[0], lse_BNS.at[b, n, rows])
@@ -164,9 +166,9 @@ def _kernel(
 
     def step(index, k_smem, v_smem, k_ids_smem, k_free, v_free, ids_free, carry):
         at = first_block + index[0]
-        old_M, sum_M, sums = carry
+        old_M, largest_M, sum_M, sums = carry
         q_smem, q_ids_smem = (scratch[name].at[warpgroup] for name in ("q_smem", "ids_smem"))
-        scores_MC, _ = mask.scores(product(q_smem, transposed(k_smem)))
+        scores_MC = mask.scores(product(q_smem, transposed(k_smem)))
         plgpu.barrier_arrive(k_free)
         scores_MC = masked(
             scores_MC,
@@ -178,6 +180,9 @@ def _kernel(
         )
         if ids_BS is not None:
             plgpu.barrier_arrive(ids_free)
+        if largest_M is not None:
+            largest_M = jnp.maximum(largest_M, scores_MC.max(axis=1))
+        scores_MC, _ = mask.bend(scores_MC)
         # What a row has summed before it saw anything it may see is multiplied by exp(MASKED - maximum) = 0 later.
         new_M = jnp.maximum(old_M, scores_MC.max(axis=1))
         weights_MC = jnp.exp2(scores_MC - along(new_M, scores_MC.shape, 0))
@@ -189,7 +194,7 @@ def _kernel(
             for part, x in zip(parts, sums)
         )
         plgpu.barrier_arrive(v_free)
-        return new_M, sum_M, sums
+        return new_M, largest_M, sum_M, sums
 
     keys = plgpu.BlockSpec((C, H), lambda j: (first_block + j, 0))
     ids = None if ids_BS is None else plgpu.BlockSpec((C,), lambda j: (first_block + j,))
