@@ -143,7 +143,7 @@ def smoljax_worker():
     from smoljax import losses
     from smoljax.model import ModelConfig, hidden, init, unembedding
 
-    config = ModelConfig(**SHAPE, max_seq_len=S, scan_layers=False)
+    config = ModelConfig(**SHAPE, max_seq_len=S)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(LEARNING_RATE))
     window_BS = jax.random.randint(jax.random.key(0), (B, S + 1), 0, config.vocab_size)
     segment_ids_BS = jnp.ones((B, S), jnp.int32)

@@ -73,7 +73,6 @@ def get_config() -> ConfigDict:
             tie_embeddings=True,
             init_std=0.02,
             compute_dtype="float32",
-            scan_layers=False,
             remat="none",
         )
     )

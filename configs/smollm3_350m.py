@@ -50,7 +50,6 @@ def get_config() -> ConfigDict:
             norm_eps=1e-5,
             init_std=0.03227,
             compute_dtype="bfloat16",
-            scan_layers=True,
             remat="none",
         )
     )

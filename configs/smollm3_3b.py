@@ -51,7 +51,6 @@ def get_config() -> ConfigDict:
             norm_eps=1e-6,
             init_std=0.02,
             compute_dtype="bfloat16",
-            scan_layers=True,
             remat="save_attention",
         )
     )

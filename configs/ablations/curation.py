@@ -54,7 +54,6 @@ def get_config() -> ConfigDict:
             max_seq_len=256,
             tie_embeddings=True,
             compute_dtype="float32",
-            scan_layers=False,
         )
     )
     config.mesh = ConfigDict(dict(data=-1, fsdp=1, tensor=1, context=1))

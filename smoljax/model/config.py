@@ -52,8 +52,8 @@ class ModelConfig:
       base_num_layers: layers of the base model; "completep" only.
       base_head_dim: width of the base model's heads; None where it is this one's.
       compute_dtype: dtype of activations and of the parameters inside a matmul.
-      scan_layers: one compiled layer run in a loop (accelerators); False repeats it num_layers times in the
-        program, which compiles longer and runs faster on a CPU. The parameters are the same.
+      scan_layers: one compiled layer run in a loop; False repeats it num_layers times in the program, which compiles
+        longer and runs faster on a CPU. None: a loop everywhere but on a CPU. The parameters are the same.
       remat: what the backward pass recomputes. "none": nothing. "full": all of a layer. "dots": all but matmul
         outputs. "save_attention": all but the attention output. "save_projections": all but queries, keys,
         values and the attention output.
@@ -83,7 +83,7 @@ class ModelConfig:
     base_num_layers: int | None = None
     base_head_dim: int | None = None
     compute_dtype: str = "float32"
-    scan_layers: bool = True
+    scan_layers: bool | None = None
     remat: str = "none"
     attention: str | None = None
 

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from smoljax.kernels import attention
+from smoljax.kernels.platform import platform
 from smoljax.model.config import ModelConfig
 from smoljax.model.rope import rope_tables, rotate
 from smoljax.parallel.embedding import look_up
@@ -78,7 +79,7 @@ class Decoder(nn.Module):
             split_rngs={"params": True},
             in_axes=(0, nn.broadcast, nn.broadcast),
             length=config.num_layers,
-            unroll=1 if config.scan_layers else config.num_layers,
+            unroll=1 if _scans(config) else config.num_layers,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )
         kind = LayerKind(
@@ -254,11 +255,16 @@ def attend_to_sequence(
     )
 
 
+def _scans(config: ModelConfig) -> bool:
+    """Whether the layers run in a loop: as the config says, and by itself everywhere but on a CPU."""
+    return platform() != "cpu" if config.scan_layers is None else config.scan_layers
+
+
 def _rematerialised(layer: type[nn.Module], config: ModelConfig) -> type[nn.Module]:
     if config.remat == "none":
         return layer
     # In a loop nothing can be shared between forward and backward, so the guard against it would only slow down.
-    return nn.remat(layer, policy=_POLICIES[config.remat], prevent_cse=not config.scan_layers)
+    return nn.remat(layer, policy=_POLICIES[config.remat], prevent_cse=not _scans(config))
 
 
 def _matrix(module: nn.Module, name: str, shape: tuple, axes: tuple[str, ...]) -> jax.Array:

@@ -97,7 +97,7 @@ def planned_run(config: dict, topology: Topology) -> PlannedRun:
     Raises:
       SmoljaxError: libtpu is missing, or a size does not divide over the mesh.
     """
-    run = PlannedRun(_with_attention(config, topology), Path("."), _devices(topology))
+    run = PlannedRun(_as_there(config, topology), Path("."), _devices(topology))
     run.check_mesh(run.mesh)
     return run
 
@@ -182,12 +182,18 @@ def _devices(topology: Topology) -> tuple:
     return tuple(description.devices)
 
 
-def _with_attention(config: dict, topology: Topology) -> dict:
-    """The config with plain attention for GPUs, whose own (cuDNN) cannot be compiled for without one."""
-    model = config["model"]
-    if topology.chip.platform != "gpu" or model.get("attention") is not None:
+def _as_there(config: dict, topology: Topology) -> dict:
+    """The config with what GPUs choose by themselves, since this host's CPUs compile in their place.
+
+    Attention is the plain one: that of GPUs (cuDNN) cannot be compiled for without one.
+    """
+    if topology.chip.platform != "gpu":
         return config
-    return config | {"model": model | {"attention": "xla"}}
+    model = config["model"]
+    chosen = {"attention": "xla", "scan_layers": True}
+    return config | {
+        "model": model | {name: value for name, value in chosen.items() if model.get(name) is None}
+    }
 
 
 def _bytes_per_chip(shapes, shardings) -> float:

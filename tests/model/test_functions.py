@@ -4,11 +4,13 @@ B batch, S sequence, D model width, V vocabulary
 """
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AbstractDevice, AbstractMesh
 
 from smoljax.errors import SmoljaxError
 from smoljax.model import ModelConfig, forward, hidden, init, logical_axes, unembedding
@@ -110,6 +112,27 @@ def test_every_execution_computes_the_same(params, tokens_BS, scan, remat):
     np.testing.assert_allclose(value, expected_value, rtol=1e-5)
     for got, want in zip(jax.tree.leaves(gradient), jax.tree.leaves(expected_gradient)):
         np.testing.assert_allclose(got, want, atol=1e-5 * float(jnp.abs(want).max()))
+
+
+def test_layers_are_repeated_on_a_cpu_and_run_in_a_loop_elsewhere(params, tokens_BS):
+    def loops(config, platform):
+        # Two kinds of devices that nothing runs on: only tracing asks for their platform.
+        device = AbstractDevice(f"{platform} of nobody", None, platform)
+        with jax.sharding.use_abstract_mesh(AbstractMesh((1,), ("data",), abstract_device=device)):
+            traced = jax.make_jaxpr(functools.partial(hidden, config))(params, tokens_BS)
+        unrolls = [
+            equation.params["unroll"]
+            for equation in traced.eqns
+            if equation.primitive.name == "scan" and equation.params["length"] == config.num_layers
+        ]
+        return [unroll == 1 for unroll in unrolls]
+
+    default = dataclasses.replace(CONFIG, scan_layers=None, attention="reference")
+    assert loops(default, "cpu") == [False]
+    assert loops(default, "tpu") == loops(default, "gpu") == [True]
+    for scan in (True, False):
+        named = dataclasses.replace(default, scan_layers=scan)
+        assert loops(named, "cpu") == loops(named, "tpu") == [scan]
 
 
 def test_remat_holds_less_for_the_backward_pass(params):
