@@ -45,6 +45,7 @@ def cheapest(
     micro_batches: int,
     loss_chunk: int,
     batch_parts: int,
+    sequence_parts: int = 1,
 ) -> tuple[Change, ...]:
     """At most three changes: those that free memory when it does not fit, else those that save most time and fit.
 
@@ -59,8 +60,9 @@ def cheapest(
       micro_batches: pieces of a batch.
       loss_chunk: tokens per chip whose logits fill the memory that logits may take.
       batch_parts: chips over which the batch is split.
+      sequence_parts: chips over which each sequence is split.
     """
-    step = _Step(model, seq_len, batch_size, micro_batches, loss_chunk, batch_parts)
+    step = _Step(model, seq_len, batch_size, micro_batches, loss_chunk, batch_parts, sequence_parts)
     if free_bytes < 0:
         return tuple(sorted(_that_free_memory(step, exchanges), key=lambda c: -c.bytes)[:3])
     if times is None:
@@ -86,6 +88,7 @@ class _Step:
     micro_batches: int
     loss_chunk: int
     batch_parts: int
+    sequence_parts: int
 
     @property
     def rows_per_chip(self) -> float:
@@ -94,7 +97,7 @@ class _Step:
     @property
     def tokens_per_chip(self) -> int:
         """Of a micro-batch."""
-        return int(self.rows_per_chip * self.seq_len / self.micro_batches)
+        return int(self.rows_per_chip * self.seq_len / self.sequence_parts / self.micro_batches)
 
     def logits(self, tokens: int) -> float:
         """Bytes per chip of the logits of these tokens and of their gradient, in f32."""

@@ -12,9 +12,10 @@ from smoljax.planning.topologies import Chip, Topology
 # Share of the peak that attention kernels reach: likely, and the ends of the range. FlashAttention-2 reaches 50 to 73% on an
 # A100 (arXiv 2307.08691, section 4.1), FlashAttention-3 up to 75% on an H100 (arXiv 2407.08608); TPU kernels are not published.
 KERNEL_SHARE = (0.5, 0.7, 0.3)
-# How much longer than estimated the rest may take: a compiled program, whose cycles count no stalls, and the closed forms.
-STALLS = 1.15
-CLOSED_FORM_STALLS = {"tpu": 1.3, "gpu": 1.6}
+# Products and all else against their estimate, at the ends of the range: a compiled program, whose cycles nobody has checked on hardware
+# and which count no stalls, and the closed forms.
+CYCLES_RANGE = (0.85, 1.15)
+CLOSED_FORM_RANGE = {"tpu": (0.9, 1.3), "gpu": (0.9, 1.6)}
 # Closed forms only: share of the exchange that nothing hides; likely, and the ends of the range. libtpu 0.0.42 leaves two thirds of it
 # exposed in configs/smollm3_3b.py on v5e and all of it on v5p and v6e; with every collective asynchronous it would be none.
 EXPOSED_SHARE = 0.5
@@ -56,7 +57,7 @@ class Times:
       exposed: collectives that nothing hides.
       hidden: collectives behind computation.
       can_hide: of the exposed ones, what could be behind computation.
-      stalls: how much longer than estimated products and the rest may take.
+      span: products and the rest against their estimate, at the ends of the range.
     """
 
     products: float
@@ -65,7 +66,7 @@ class Times:
     exposed: float
     hidden: float
     can_hide: float = 0.0
-    stalls: float = STALLS
+    span: tuple[float, float] = CYCLES_RANGE
 
     @property
     def step(self) -> float:
@@ -76,13 +77,15 @@ class Times:
     def fastest(self) -> float:
         """The lower end: kernels at their best, all exchange hidden that can be."""
         kernels = self.kernels * KERNEL_SHARE[0] / KERNEL_SHARE[1]
-        return self.products + self.other + kernels + self.exposed - self.can_hide
+        computed = (self.products + self.other) * self.span[0]
+        return computed + kernels + self.exposed - self.can_hide
 
     @property
     def slowest(self) -> float:
         """The upper end: slow kernels, stalls, nothing hidden."""
         kernels = self.kernels * KERNEL_SHARE[0] / KERNEL_SHARE[2]
-        return (self.products + self.other) * self.stalls + kernels + self.exposed + self.hidden
+        computed = (self.products + self.other) * self.span[1]
+        return computed + kernels + self.exposed + self.hidden
 
     @property
     def bound(self) -> str:
@@ -279,7 +282,7 @@ def roofline(
         exposed=exposed,
         hidden=links - exposed,
         can_hide=hides * EXPOSED_SHARE,
-        stalls=CLOSED_FORM_STALLS[chip.platform],
+        span=CLOSED_FORM_RANGE[chip.platform],
     )
 
 

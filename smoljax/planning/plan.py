@@ -1,6 +1,7 @@
 """The whole plan of one config on one machine: compile, read, price, and what would help."""
 
 import dataclasses
+import math
 
 from smoljax.planning.changes import Change, cheapest
 from smoljax.planning.compiling import Compiled, PlannedRun, compile_step, mesh_text, planned_run
@@ -144,6 +145,7 @@ def make_plan(
         micro_batches=training.micro_batches,
         loss_chunk=training.loss_chunk,
         batch_parts=plan.batch_parts,
+        sequence_parts=mesh.shape["context"],
     )
     return dataclasses.replace(plan, changes=found)
 
@@ -181,7 +183,7 @@ def _product_share(run: PlannedRun, topology: Topology, costs: Estimate) -> floa
     """FLOPs of the step's matrix products over what the chips could do in that time."""
     flops = product_flops(run.model)
     rows = run.data.batch_size // run.training.micro_batches
-    parts = run.mesh.shape["data"] * run.mesh.shape["fsdp"]
+    parts = math.prod(run.mesh.shape[axis] for axis in ("data", "fsdp", "context"))
     if run.training.loss_chunk < rows * run.data.seq_len / parts:
         flops += 2 * run.model.vocab_size * run.model.hidden_size  # Logits are computed twice.
     seconds = costs.times.products * topology.num_chips

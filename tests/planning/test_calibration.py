@@ -25,7 +25,7 @@ def test_published_runs_on_tpus_are_near_and_most_lie_in_the_range(benchmark):
     assert len(rows) == 20
     assert statistics.mean(_errors(benchmark, rows)) < 0.10
     measured = [benchmark["measure"](row) for row in benchmark["ROWS"]]
-    assert sum(row["low"] <= row["published"] <= row["high"] for row in measured) >= 20
+    assert sum(row["low"] <= row["published"] <= row["high"] for row in measured) >= 22
 
 
 def test_what_is_computed_again_matters(benchmark):

@@ -101,3 +101,13 @@ def test_the_kernel_is_not_run_twice_where_its_output_is_kept(asked):
     assert change.flags == "--config.model.remat=save_attention"
     assert change.seconds == pytest.approx(0.5 / 4.5)
     assert change.bytes == -2 * 16_384 * 36 * 2048
+
+
+def test_a_sequence_over_several_chips_leaves_each_its_part(asked):
+    """64k tokens over a context axis of 16 are 4,096 a chip, whose logits all at once are no more than their chunk."""
+    asked |= {"seq_len": 65_536, "batch_size": 256, "loss_chunk": 4096, "sequence_parts": 16}
+    flags = [change.flags for change in cheapest(MODEL, **asked | {"free_bytes": 80 * GIB})]
+    assert not any("loss_chunk" in flag for flag in flags)
+    asked |= {"sequence_parts": 8}
+    flags = [change.flags for change in cheapest(MODEL, **asked | {"free_bytes": 80 * GIB})]
+    assert "--config.training.loss_chunk=8192" in flags
