@@ -46,6 +46,7 @@ CAPPED = (
     "cpu",
     "pallas_gpu",
     "pallas_tpu",
+    "ring",
     "xla",
     "reference",
     "tokamax",
@@ -100,11 +101,6 @@ def attention(
     """
     _check(q_BSNH, k_BSKH, v_BSKH, segment_ids, window, logit_cap)
     seq_len = q_BSNH.shape[1]
-    if zigzag and not takes_zigzag(implementation, causal=causal, seq_len=seq_len):
-        raise SmoljaxError(
-            "attention got zigzag=True, and only the implementation 'ring' takes that order: ask takes_zigzag first, "
-            "or give the arrays in the order of the sequence"
-        )
     backend = _choose(
         implementation,
         platform=_platform(),
@@ -116,6 +112,11 @@ def attention(
         segment_ids=segment_ids is not None,
         max_logits=return_max_logits,
     )
+    if zigzag and backend != "ring":
+        raise SmoljaxError(
+            f"attention got zigzag=True, and the implementation here is {backend!r}, which takes the order of the sequence: ask "
+            "takes_zigzag first"
+        )
     reorders = backend == "ring" and not zigzag
     if reorders:
         q_BSNH, k_BSKH, v_BSKH, segment_ids = jax.tree.map(

@@ -36,15 +36,16 @@ def attend(
     segment_ids: jax.Array | None,
     window: int | None,
     scale: float,
+    logit_cap: float | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """softmax(q k^T * scale) v over the allowed pairs, sums in f32; S of all arrays, identifiers included, in zig-zag order.
+    """softmax(cap(q k^T * scale)) v over the allowed pairs, sums in f32; S of all arrays, identifiers included, in zig-zag order.
 
     A remat policy that saves the names "attention_output" and "attention_logsum" spares the backward pass a second
     round of the forward one.
 
     Returns:
-      The output [B, S, N, H] in the dtype of q, and the largest allowed score of each head over all devices, f32 [N], padding
-      left out, through which no gradient flows.
+      The output [B, S, N, H] in the dtype of q, and the largest allowed score of each head over all devices before the cap, f32
+      [N], padding left out, through which no gradient flows.
 
     Raises:
       SmoljaxError: batch or heads do not divide over the mesh.
@@ -57,8 +58,13 @@ def attend(
         q_BSNH, k_BSKH, math.prod(mesh.shape[a] for a in batch), mesh.shape.get(heads, 1)
     )
     forward, backward = _chunks(mesh.abstract_device)
+    scores = {"window": window, "scale": float(scale), "logit_cap": logit_cap}
     ring = Ring(
-        devices(), q_BSNH.shape[1] // (2 * devices()), window, float(scale), forward, backward
+        devices(),
+        q_BSNH.shape[1] // (2 * devices()),
+        window,
+        functools.partial(forward, **scores),
+        functools.partial(backward, **scores),
     )
     spec = PartitionSpec(batch, SEQUENCE_AXIS, heads, None)
     output_BSNH, max_BEN = jax.shard_map(
@@ -93,14 +99,12 @@ class Ring:
       devices: n, how many hold a part of the sequence each.
       chunk: C, columns of each of the 2n chunks.
       window: a query sees keys less than this many positions back; None is no limit.
-      scale: factor on the scores.
-      forward, backward: of one pair of chunks (ring_chunks.py says what they take and return).
+      forward, backward: of one pair of chunks (ring_chunks.py says what they take and return), given all but causal and shift.
     """
 
     devices: int
     chunk: int
     window: int | None
-    scale: float
     forward: Callable
     backward: Callable
 
@@ -154,9 +158,7 @@ def _forward(ring, q_BSNH, k_BSKH, v_BSKH, ids_BS):
                 *(_take(x, key_end) for x in keys[:2]),
                 *(_take(x, at) for x, at in ((q_ids, end), (keys[2], key_end))),
                 causal=False,
-                window=ring.window,
                 shift=distance * ring.chunk,
-                scale=ring.scale,
             )
             joined = _join(_take(out_EBCNH, end), _take(lse_EBNC, end), part_BCNH, part_BNC)
             out_EBCNH, lse_EBNC = (
@@ -169,9 +171,7 @@ def _forward(ring, q_BSNH, k_BSKH, v_BSKH, ids_BS):
     out, lse, largest = ring.forward(
         *(_merge_rows(x) for x in (q, *keys[:2], q_ids, q_ids)),
         causal=True,
-        window=ring.window,
         shift=0,
-        scale=ring.scale,
     )
     start = (*(_split_rows(x) for x in (out, lse)), _split_rows(largest).max(0))
     so_far = meet(start, keys, ring.own_pairs(here))
@@ -203,9 +203,7 @@ def _backward(ring, saved, cotangents):
 
     def gradients(rows, keys, **mask):
         (q, dout, lse, drop, q_ids), (k, v, k_ids) = rows, keys
-        return ring.backward(
-            q, k, v, dout, lse, drop, q_ids, k_ids, window=ring.window, scale=ring.scale, **mask
-        )
+        return ring.backward(q, k, v, dout, lse, drop, q_ids, k_ids, **mask)
 
     def meet(dq, dkeys, keys, pairs):
         for end, key_end, distance in pairs:

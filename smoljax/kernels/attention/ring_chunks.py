@@ -13,7 +13,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from smoljax.kernels.attention.xla import MASKED
+from smoljax.kernels.attention.xla import MASKED, soft_cap
 
 # Scores of a head that exist at once: 1024 queries to 4096 keys, 16 MiB in f32.
 _SCORES = 1024 * 4096
@@ -32,6 +32,7 @@ def chunk_forward(
     window: int | None,
     shift: jax.Array | int,
     scale: float,
+    logit_cap: float | None = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Attention to these keys alone, the softmax in f32.
 
@@ -42,10 +43,11 @@ def chunk_forward(
       window: a query sees keys less than this many places away; None is no limit.
       shift: place of the first query minus place of the first key, int32, may be traced.
       scale: factor on the scores.
+      logit_cap: bends the scores to cap * tanh(scores / cap); None leaves them alone.
 
     Returns:
-      The output f32 [B, Q, N, H], log-sum-exp f32 [B, N, Q], and the largest allowed score of each row and head, f32 [B, N],
-      of queries that are no padding. A query that sees none of these keys has output 0 and log-sum-exp -1e30, and a head none
+      The output f32 [B, Q, N, H], log-sum-exp f32 [B, N, Q], and the largest allowed score of each row and head before the
+      cap, f32 [B, N],      of queries that are no padding. A query that sees none of these keys has output 0 and log-sum-exp -1e30, and a head none
       of whose queries sees one the largest score -inf.
     """
 
@@ -55,13 +57,14 @@ def chunk_forward(
         allowed_BPT = mask(shift + start, size, ids_BP)
         scores_BKGPT = jnp.where(allowed_BPT[:, None, None], scores_BKGPT, MASKED)
         max_BKGP1 = jnp.max(scores_BKGPT, axis=-1, keepdims=True)
-        weights_BKGPT = jnp.exp(scores_BKGPT - max_BKGP1)
+        capped_BKGP1 = soft_cap(max_BKGP1, logit_cap)
+        weights_BKGPT = jnp.exp(soft_cap(scores_BKGPT, logit_cap) - capped_BKGP1)
         weights_BKGPT = jnp.where(allowed_BPT[:, None, None], weights_BKGPT, 0)
         sum_BKGP1 = jnp.sum(weights_BKGPT, axis=-1, keepdims=True)
         out_BKGPH = _einsum("bkgpt,btkh->bkgph", weights_BKGPT.astype(v_BTKH.dtype), v_BTKH)
         sees_BKGP1 = sum_BKGP1 > 0
         out_BKGPH = out_BKGPH / jnp.where(sees_BKGP1, sum_BKGP1, 1)
-        lse_BKGP = jnp.where(sees_BKGP1, max_BKGP1 + jnp.log(sum_BKGP1), MASKED)[..., 0]
+        lse_BKGP = jnp.where(sees_BKGP1, capped_BKGP1 + jnp.log(sum_BKGP1), MASKED)[..., 0]
         counts_BKGP = sees_BKGP1[..., 0]
         if ids_BP is not None:
             counts_BKGP &= (ids_BP != 0)[:, None, None]
@@ -91,6 +94,7 @@ def chunk_backward(
     window: int | None,
     shift: jax.Array | int,
     scale: float,
+    logit_cap: float | None = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """What these pairs add to the gradients dq, dk and dv: f32, in the shapes of q, k and v.
 
@@ -113,13 +117,15 @@ def chunk_backward(
             jax.lax.dynamic_slice_in_dim(x, start, size, axis=2).reshape(B, K, N // K, size)
             for x in (lse_BNQ, drop_BNQ)
         )
-        scores_BKGPT = _scores(q_BPNH, k_BTKH, scale)
+        scores_BKGPT = soft_cap(_scores(q_BPNH, k_BTKH, scale), logit_cap)
         allowed_BPT = mask(shift + start, size, ids_BP)
         weights_BKGPT = jnp.where(
             allowed_BPT[:, None, None], jnp.exp(scores_BKGPT - lse_BKGP[..., None]), 0
         )
         dweights_BKGPT = _scores(dout_BPNH, v_BTKH, 1.0)
         dscores_BKGPT = weights_BKGPT * (dweights_BKGPT - drop_BKGP[..., None])
+        if logit_cap is not None:
+            dscores_BKGPT *= 1 - jnp.square(scores_BKGPT / logit_cap)
         dscores_BKGPT = dscores_BKGPT.astype(q_BQNH.dtype)
         weights_BKGPT = weights_BKGPT.astype(dout_BQNH.dtype)
         dq_BPKGH = scale * _einsum("bkgpt,btkh->bpkgh", dscores_BKGPT, k_BTKH)

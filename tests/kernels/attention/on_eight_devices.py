@@ -82,6 +82,7 @@ def problems(draw):
         "shape": (B, S, K * draw(st.sampled_from([1, 3])), K, 4),
         "segment_ids": segment_ids,
         "window": draw(st.none() | st.integers(1, S)),
+        "logit_cap": draw(st.sampled_from([None, 1.5])),
     }
 
 
@@ -89,7 +90,7 @@ def problems(draw):
 @given(problem=problems())
 def test_agrees_with_float64(problem):
     x = arrays(problem["seed"], *problem["shape"])
-    options = {name: problem[name] for name in ("segment_ids", "window")}
+    options = {name: problem[name] for name in ("segment_ids", "window", "logit_cap")}
     options |= {"causal": True, "scale": 0.3}
     got = run(mesh_of(problem["mesh"]), *x, **options, implementation="ring")
     for g, want in zip(got, exact(*x, **options), strict=True):
@@ -255,7 +256,7 @@ def test_what_cannot_be_is_refused():
         with pytest.raises(SmoljaxError, match="causal"):
             attention(q[:, :16], k[:, :16], k[:, :16], causal=False, implementation="ring")
         for options in ({}, {"implementation": "xla"}):
-            with pytest.raises(SmoljaxError, match="only the implementation 'ring' takes that"):
+            with pytest.raises(SmoljaxError, match="'xla', which takes the order of the sequence"):
                 attention(q, k, k, **options, zigzag=True)
         assert not api.takes_zigzag(None, seq_len=20)
         assert not api.takes_zigzag("xla", seq_len=16)

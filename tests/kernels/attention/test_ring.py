@@ -20,7 +20,7 @@ from tests.kernels.attention.test_attention import arrays
 def test_every_pair_of_chunks_that_matters_meets_once(devices, window):
     """By walking through the steps: what each device computes, and what it has not to."""
     chunk, n = 4, devices
-    ring = Ring(n, chunk, window, 1.0, None, None)
+    ring = Ring(n, chunk, window, None, None)
 
     def in_reach(distance):
         return distance >= 0 and (window is None or (distance - 1) * chunk + 1 < window)
@@ -52,7 +52,7 @@ def test_every_pair_of_chunks_that_matters_meets_once(devices, window):
 
 def test_short_windows_leave_steps_out():
     def stretches(window):
-        return Ring(8, 4, window, 1.0, None, None).stretches
+        return Ring(8, 4, window, None, None).stretches
 
     assert stretches(None) == stretches(17) == ((1, 1, 7),)
     assert stretches(5) == stretches(2) == ((1, 1, 1), (6, 7, 7))
