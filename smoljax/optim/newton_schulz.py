@@ -36,6 +36,9 @@ COEFFICIENTS = {
 
 FORMS = ("auto", "standard", "gram")
 
+# About the fewest rows of a block that a symmetric product is cut into; with half as many it is slower than whole.
+SMALLEST_BLOCK = 256
+
 # Polar Express divides by a little more than the Frobenius norm, and its rows undo that.
 NORM_FACTOR = {"polar_express": 1.02}
 
@@ -87,7 +90,7 @@ def newton_schulz(
             x_BMN = _gram_steps(x_BMN, block)
     else:
         for row in rows:
-            a_BMM = _product(x_BMN, x_BMN, transpose=True)
+            a_BMM = _symmetric_product(x_BMN, x_BMN)
             x_BMN = _product(_polynomial(a_BMM, row).astype(x_BMN.dtype), x_BMN)
     return (x_BMN.mT if tall else x_BMN).astype(x.dtype)
 
@@ -132,22 +135,44 @@ def _gram_blocks(rows: tuple) -> list[tuple]:
 
 def _gram_steps(x_BMN: jax.Array, rows: tuple) -> jax.Array:
     """Several steps at once: X <- Z_k ... Z_1 X, where Z_i follows from the Gram matrix R alone and R <- Z R Z."""
-    r_BMM = _product(x_BMN, x_BMN, transpose=True, out=jnp.float32)
+    r_BMM = _symmetric_product(x_BMN, x_BMN, out=jnp.float32)
     q_BMM = None
     for i, row in enumerate(rows):
         z_BMM = _polynomial(r_BMM, row)
-        q_BMM = z_BMM if q_BMM is None else _product(z_BMM, q_BMM)
+        # All are polynomials of one symmetric matrix: symmetric, and so are their products.
+        q_BMM = z_BMM if q_BMM is None else _symmetric_product(z_BMM, q_BMM)
         if i + 1 < len(rows):
-            r_BMM = _product(_product(z_BMM, r_BMM), z_BMM)
+            r_BMM = _symmetric_product(_symmetric_product(z_BMM, r_BMM), z_BMM)
     return _product(q_BMM.astype(x_BMN.dtype), x_BMN)
 
 
 def _polynomial(a_BMM: jax.Array, row: tuple[float, float, float]) -> jax.Array:
     """a I + b A + c A A. The identity stands inside, so that X is read once, by the product that follows."""
     a, b, c = row
-    square_BMM = _product(a_BMM, a_BMM)
+    square_BMM = _symmetric_product(a_BMM, a_BMM)
     identity_BMM = jnp.broadcast_to(jnp.eye(a_BMM.shape[-1], dtype=a_BMM.dtype), a_BMM.shape)
     return a * identity_BMM + b * a_BMM + c * square_BMM
+
+
+def _symmetric_product(
+    x_BMK: jax.Array, y_BMK: jax.Array, *, out: jax.typing.DTypeLike | None = None
+) -> jax.Array:
+    """x @ y^T where that is a symmetric matrix: of its four blocks one is the transpose of another, and is not computed.
+
+    In float32 alone, whose products outweigh the copies of their blocks, and from 2 * SMALLEST_BLOCK rows on. Five steps
+    on a CPU of two cores then took 0.91 of the time for 512x512 and 0.81 for 576x1536.
+    """
+    rows = x_BMK.shape[-2]
+    if rows < 2 * SMALLEST_BLOCK or x_BMK.dtype != jnp.float32:
+        return _product(x_BMK, y_BMK, transpose=True, out=out)
+    half = -(-rows // SMALLEST_BLOCK) * (SMALLEST_BLOCK // 2)
+    (top, below), (other_top, other_below) = (
+        jnp.split(matrix, [half], axis=-2) for matrix in (x_BMK, y_BMK)
+    )
+    corner = _product(top, other_below, transpose=True, out=out)
+    upper = [_product(top, other_top, transpose=True, out=out), corner]
+    lower = [corner.mT, _product(below, other_below, transpose=True, out=out)]
+    return jnp.concatenate([jnp.concatenate(blocks, axis=-1) for blocks in (upper, lower)], axis=-2)
 
 
 def _product(

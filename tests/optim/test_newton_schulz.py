@@ -118,6 +118,36 @@ def test_auto_is_gram_where_it_is_cheaper_and_as_exact():
 
 
 @pytest.mark.parametrize("form", ["standard", "gram"])
+@pytest.mark.parametrize("shape", [(2, 80, 80), (70, 200), (203, 97), (64, 64)])
+def test_symmetric_products_in_blocks_equal_the_papers(
+    monkeypatch, numpy_newton_schulz, shape, form
+):
+    monkeypatch.setattr(MODULE, "SMALLEST_BLOCK", 16)
+    x = np.random.default_rng(0).standard_normal(shape)
+    got = np.asarray(optim.newton_schulz(jnp.float32(x), form=form)).reshape(-1, *shape[-2:])
+    for matrix, result in zip(x.reshape(got.shape), got):
+        want = numpy_newton_schulz(matrix, COEFFICIENTS["polar_express"], 1.02)
+        np.testing.assert_allclose(result, want, atol=1e-4)
+
+
+def test_symmetric_products_leave_out_what_is_known():
+    """Two products in three are symmetric, and of these 3 blocks in 4 are computed."""
+
+    def share(size, **options):
+        jaxpr = jax.make_jaxpr(lambda x: optim.newton_schulz(x, **options))(jnp.ones((size, size)))
+        flops = 0
+        for equation in jaxpr.eqns:
+            if equation.primitive.name == "dot_general":
+                ((summed,), _), _ = equation.params["dimension_numbers"]
+                terms = equation.invars[0].aval.shape[summed]
+                flops += 2 * equation.outvars[0].aval.size * terms
+        return flops / (15 * 2 * size**3)
+
+    assert share(512) == pytest.approx((2 * 3 / 4 + 1) / 3)
+    assert share(511) == share(512, dtype=jnp.bfloat16) == 1  # too small, and too cheap
+
+
+@pytest.mark.parametrize("form", ["standard", "gram"])
 @pytest.mark.parametrize("coefficients", sorted(COEFFICIENTS))
 def test_bfloat16_stays_close_to_orthogonal(coefficients, form):
     x = jnp.float32(spectrum("1/i", 256, 512))
