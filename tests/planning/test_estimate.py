@@ -206,6 +206,18 @@ def test_gpus_of_several_nodes_share_their_network_cards():
     assert copies.exposed + copies.hidden == pytest.approx(inside + between)
 
 
+def test_gpus_rank_as_they_were_built():
+    """H200 is H100 with faster memory; a B200 does 2,250 against 989 TFLOP/s, of which measured products reach a little less."""
+    a100, h100, h200, b200 = (
+        roofline(BIG, topology(f"{gpu}x8"), seq_len=4096, tokens=2**17, fsdp=8)
+        for gpu in ("a100", "h100", "h200", "b200")
+    )
+    assert a100.step > h100.step > h200.step > b200.step
+    assert h200.products == h100.products
+    assert h200.other == pytest.approx(h100.other * 3.35 / 4.8)
+    assert h100.products / b200.products == pytest.approx(2250 / 989 * 0.66 / 0.68)
+
+
 def test_mfu_of_the_3b_model_in_three_conventions_by_hand():
     """SmolLM3-3B on 384 H100 at 13,750 tokens/s each: 25.7% of 989 TFLOP/s by 6 N, 28.2% with causal and 30.7% with full attention."""
     step = 384 * 6144 / (13_750 * 384)
