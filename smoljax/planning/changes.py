@@ -113,7 +113,9 @@ class _Step:
 
 
 def _that_free_memory(step: _Step, exchanges: tuple[Exchange, ...]) -> Iterator[Change]:
-    logits, layer_inputs = step.logits(step.loss_chunk), step.layer_inputs
+    logits = step.logits(step.loss_chunk)
+    saved = step.activations(_saved_width(step.model))
+    kept = step.layer_inputs + saved
     fewer_logits = step.logits(_LOSS_TOKENS_PER_CHIP)
     if logits > fewer_logits:
         yield Change(
@@ -123,22 +125,22 @@ def _that_free_memory(step: _Step, exchanges: tuple[Exchange, ...]) -> Iterator[
             "fewer logits at a time",
         )
     if step.model.remat != "full":
-        yield Change("--config.model.remat=full", 0.0, layer_inputs, "layers are computed twice")
+        yield Change("--config.model.remat=full", 0.0, saved, "layers are computed twice")
     if step.rows_per_chip / step.micro_batches >= 2:
         yield Change(
             f"--config.training.micro_batches={2 * step.micro_batches}",
             -sum(exchange.exposed for exchange in exchanges),
-            layer_inputs / 2 + max(0, logits - step.logits(step.tokens_per_chip // 2)),
+            kept / 2 + max(0, logits - step.logits(step.tokens_per_chip // 2)),
             "half the activations at a time; parameters are gathered twice as often",
         )
     if step.rows_per_chip >= 2:
         yield Change(
             f"--config.data.batch_size={step.batch_size // 2}",
             0.0,
-            layer_inputs / 2,
+            kept / 2,
             "half the sequences per chip: another run, with other gradients",
         )
-    yield Change("twice the chips", 0.0, layer_inputs / 2, "half of everything that is split")
+    yield Change("twice the chips", 0.0, kept / 2, "half of everything that is split")
 
 
 def _that_save_time(
@@ -168,14 +170,14 @@ def _that_save_time(
         yield Change(
             f"--config.training.micro_batches={step.micro_batches // 2}",
             times.exposed / 2,
-            -step.layer_inputs,
+            -step.layer_inputs - step.activations(_saved_width(model)),
             "parameters are gathered half as often",
         )
     if times.exposed > 0.1 * times.step:
         yield Change(
             f"--config.data.batch_size={2 * step.batch_size}",
             times.exposed / 2,
-            -2 * step.layer_inputs,
+            -step.layer_inputs - step.activations(_saved_width(model)),
             "twice the tokens for each exchange (seconds per token are meant; another run)",
         )
 
