@@ -102,6 +102,10 @@ def scale_by_adamuon(
     O / (sqrt(v) + eps), times 0.2 * sqrt(d_in * d_out) over its Frobenius norm. That last factor takes away the
     bias of a v that starts at 0. State: two arrays as large as the parameters, as Adam's.
 
+    The authors' code (github.com/Chongjie-Si/AdaMuon, gpt2/models/optimizers/adamuon.py) has the same equations with
+    nesterov on and coefficients "keller", and adds eps to the norm too. Its Megatron version sums gradients instead of
+    averaging them, which no sign shows.
+
     Args:
       specs: as in scale_by_muon.
       beta: decay of momentum and second moment.

@@ -17,8 +17,8 @@ def add_decayed_weights(
 
     There an update u is a direction before the learning rate's minus sign: W <- W - learning_rate * (u + weight_decay * W).
     The step moves an entry by -learning_rate * u and the decay by -learning_rate * weight_decay * W: both the same way where
-    u and W have the same sign. Cautious decay (arXiv 2510.12402) acts on those entries alone, and on
-    the ones whose u is 0, so that it never takes back what the step does.
+    u and W have the same sign. Cautious decay (arXiv 2510.12402, algorithm 1: where u W >= 0) acts on those entries alone, and
+    on the ones whose u is 0, so that it never takes back what the step does.
 
     Without `cautious` it is optax.add_decayed_weights, bit for bit.
 

@@ -21,12 +21,14 @@ from smoljax.optim.matrices import Specs, check_matrices, specs_by_path
 from smoljax.optim.partition import by_path, path_string
 
 
-class GradientState(NamedTuple):
-    """State of normalize_blocks and centralize.
+class NormalizeState(NamedTuple):
+    """State of normalize_blocks: report, what the last update did."""
 
-    Attributes:
-      report: what the last update did.
-    """
+    report: GradientReport
+
+
+class CentralizeState(NamedTuple):
+    """State of centralize: report, what the last update did."""
 
     report: GradientReport
 
@@ -48,9 +50,9 @@ def normalize_blocks(
     """
     check_number("rms", rms, above=0)
 
-    def init(params: optax.Params) -> GradientState:
+    def init(params: optax.Params) -> NormalizeState:
         axes_by_path(batch_axes, params)
-        return GradientState(no_report())
+        return NormalizeState(no_report())
 
     def update(updates, state, params=None):
         del state, params
@@ -61,7 +63,7 @@ def normalize_blocks(
             return jnp.where(norm == 0, 1.0, rms * size**0.5 / jnp.where(norm == 0, 1.0, norm))
 
         factors = jax.tree.map(factor, norms, updates)
-        return scale_blocks(updates, factors), GradientState(scaling_report(norms, factors))
+        return scale_blocks(updates, factors), NormalizeState(scaling_report(norms, factors))
 
     return optax.GradientTransformation(init, update)
 
@@ -76,9 +78,9 @@ def centralize(specs: Specs = None) -> optax.GradientTransformation:
       SmoljaxError: in init for a leaf that holds no matrix or no real float.
     """
 
-    def init(params: optax.Params) -> GradientState:
+    def init(params: optax.Params) -> CentralizeState:
         check_matrices(params, specs_by_path(specs, params))
-        return GradientState(no_report())
+        return CentralizeState(no_report())
 
     def update(updates, state, params=None):
         del state, params
@@ -96,6 +98,6 @@ def centralize(specs: Specs = None) -> optax.GradientTransformation:
         after = norm_of_all(block_norms(centred, whole))
         # What is taken away is at right angles to what stays, so the cosine is the ratio of the norms.
         cosine = jnp.where(before == 0, 1.0, after / jnp.where(before == 0, 1.0, before))
-        return centred, GradientState(GradientReport(before, jnp.zeros([], jnp.float32), cosine))
+        return centred, CentralizeState(GradientReport(before, jnp.zeros([], jnp.float32), cosine))
 
     return optax.GradientTransformation(init, update)

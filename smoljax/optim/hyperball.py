@@ -114,6 +114,10 @@ def hyperball(
     W' = R * normalize(W - learning_rate * R * u / |u|), all norms Frobenius norms. The last link of a chain: it
     takes the place of weight decay and learning rate, and returns W' - W.
 
+    This is the equation of the authors' post (Wen et al., Hyperball Optimization, part 1, December 2025). Their code
+    (github.com/marin-community/marin, levanter's optim/muonh.py and adamh.py) holds the norm that W has at the moment, whose
+    rounding adds up; and beside MuonH a head is AdamH's there, and AdamW's in `smoljax.optim.build`.
+
     A matrix whose u is zero stays as it is, to the bit. The norm of W cannot be held at 0: a zero matrix is refused in init,
     where its values can be seen. Inside jit they cannot; there such a matrix becomes NaN in its first update.
 

@@ -6,7 +6,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from smoljax.optim.blocks import GradientReport
 from smoljax.optim.clip import AdaGCState, ClipState, ZClipState
+from smoljax.optim.gradients import CentralizeState, NormalizeState
 from smoljax.optim.muon import MuonState
 from smoljax.optim.partition import by_path
 from smoljax.optim.skip import SkipState
@@ -18,7 +20,9 @@ class Metrics(NamedTuple):
     Attributes:
       gradient_norm: global L2 norm of the gradient as it came.
       clipped: share of the tensors that were scaled down.
-      gradient_cosine: cosine between the gradient that was used and the one that came; 1 when only its length changed.
+      gradient_cosine: cosine between the gradient after clipping and before; 1 when only its length changed.
+      centralized_cosine: likewise for centralize, over the leaves that it centres.
+      normalized_cosine: likewise for normalize_blocks.
       skipped: steps left out so far.
       update_rms: root mean square of each leaf's update.
       update_ratio: L2 norm of each leaf's update over that of the leaf.
@@ -29,6 +33,8 @@ class Metrics(NamedTuple):
     gradient_norm: jax.Array | None
     clipped: jax.Array | None
     gradient_cosine: jax.Array | None
+    centralized_cosine: jax.Array | None
+    normalized_cosine: jax.Array | None
     skipped: jax.Array | None
     update_rms: dict[str, jax.Array]
     update_ratio: dict[str, jax.Array]
@@ -76,25 +82,32 @@ def measure_updates() -> optax.GradientTransformation:
 
 def metrics(state: optax.OptState) -> Metrics:
     """What the links inside an optimizer state report of their last update, wherever they are in it."""
-    reports = [clip.report for clip in _found(state, (ClipState, AdaGCState, ZClipState))]
+    clip = _report(state, (ClipState, AdaGCState, ZClipState))
+    centralized, normalized = _report(state, CentralizeState), _report(state, NormalizeState)
     skips = _found(state, SkipState)
     sizes = _found(state, UpdateSizes)
-    first = reports[0] if reports else None
     matrices = {
         path: measured
         for muon in _found(state, MuonState)
         for path, measured in (muon.metrics or {}).items()
     }
     return Metrics(
-        gradient_norm=first.norm if first else None,
-        clipped=first.clipped if first else None,
-        gradient_cosine=first.cosine if first else None,
+        gradient_norm=clip and clip.norm,
+        clipped=clip and clip.clipped,
+        gradient_cosine=clip and clip.cosine,
+        centralized_cosine=centralized and centralized.cosine,
+        normalized_cosine=normalized and normalized.cosine,
         skipped=skips[0].report.skipped_total if skips else None,
         update_rms=by_path(sizes[0].rms) if sizes else {},
         update_ratio=by_path(sizes[0].ratio) if sizes else {},
         orthogonality_error={path: each.orthogonality_error for path, each in matrices.items()},
         momentum_cosine={path: each.momentum_cosine for path, each in matrices.items()},
     )
+
+
+def _report(state: object, kind: type | tuple[type, ...]) -> GradientReport | None:
+    """What the first state of a type reports; None where there is none."""
+    return next((node.report for node in _found(state, kind)), None)
 
 
 def _found(state: object, kind: type | tuple[type, ...]) -> list:

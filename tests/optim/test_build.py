@@ -191,6 +191,45 @@ def test_metrics_are_those_of_the_last_update(random_tree, axes):
     assert set(got.scalars()) == {"gradient_norm", "clipped", "gradient_cosine"}
 
 
+@pytest.mark.parametrize(
+    ("field", "metric"),
+    [
+        ("centralize_gradients", "centralized_cosine"),
+        ("normalize_gradients", "normalized_cosine"),
+    ],
+)
+def test_what_is_done_to_gradients_is_measured(random_tree, axes, field, metric):
+    """The cosine to the gradient as it came, of the hidden matrices for the mean and of everything for unit blocks."""
+    config = OptimizerConfig(clip_norm=1e9, **{field: True})
+    transform = build(config, random_tree(0), logical_axes=axes, num_steps=6)
+    raw = {
+        path: (leaf + 0.5) * (1 + i)
+        for i, (path, leaf) in enumerate(by_path(random_tree(1)).items())
+    }
+    gradient = jax.tree.unflatten(jax.tree.structure(random_tree(1)), list(raw.values()))
+    _, state = jax.jit(transform.update)(gradient, transform.init(gradient), gradient)
+    given, used = [], []
+    for path, leaf in raw.items():
+        leaf = np.float64(leaf)
+        stacked = path.startswith("layers/")
+        if field == "normalize_gradients":
+            within = tuple(range(int(stacked), leaf.ndim))
+            result = leaf / np.sqrt(np.mean(leaf**2, axis=within, keepdims=True))
+        elif "/mlp/" in path or "/attention/" in path:
+            inputs = (1, 2) if path.endswith("output") else (1,)
+            result = leaf - leaf.mean(axis=inputs, keepdims=True)
+        else:
+            continue
+        given.append(leaf.ravel())
+        used.append(result.ravel())
+    given, used = np.concatenate(given), np.concatenate(used)
+    cosine = given @ used / np.linalg.norm(given) / np.linalg.norm(used)
+    scalars = metrics(state).scalars()
+    assert set(scalars) == {"gradient_norm", "clipped", "gradient_cosine", metric}
+    assert float(scalars[metric]) == pytest.approx(cosine, abs=1e-5)
+    assert cosine < 0.99
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_every_optimizer_lowers_a_loss_and_keeps_to_its_roles(random_tree, axes, name):
     """Least squares towards another tree; a matrix optimizer leaves embedding and norms to AdamW."""
