@@ -26,6 +26,9 @@ def attend(
 ) -> tuple[jax.Array, None]:
     """softmax(q k^T * scale) v by the first of tokamax's kernels that runs here; the output [B, S, N, H] and no maxima."""
     tokamax = require("tokamax", extra="tokamax")
+    flags = require("absl.flags", extra="tokamax").FLAGS
+    if not flags.is_parsed():
+        flags.mark_as_parsed()  # Or it would parse the command line, which is not its own, and raise.
     mask_B1SS = None
     if segment_ids is not None:
         same_BSS = segment_ids[:, :, None] == segment_ids[:, None, :]
