@@ -4,7 +4,7 @@ Command:  python benchmarks/plan_calibration.py [--compile] [--json=FILE]
 
 The closed forms take a second. With --compile the rows that fit without moving activations to host memory are also planned as
 `smoljax.plan` does, with this project's train step compiled for the machine (libtpu; one to three minutes each on one core).
-Every row uses the same constants (smoljax/planning/estimate.py and topologies.py): nothing is fitted to a row, and batch, recomputation and
+Every row uses the same constants (smoljax/planning: estimate, closed_form, topologies): nothing is fitted to a row, and batch, recomputation and
 mesh of a row are those that its source states. Where activations move to host memory there, they count as saved.
 
 Shapes: Llama 2 (arXiv 2307.09288, table 1, and the released configs), Llama 3 (arXiv 2407.21783, table 3), MaxText's 16B to 64B
@@ -22,8 +22,8 @@ from pathlib import Path
 
 from smoljax import command_line
 from smoljax.model import ModelConfig
+from smoljax.planning.closed_form import roofline
 from smoljax.planning.environment import compile_here
-from smoljax.planning.estimate import roofline
 from smoljax.planning.topologies import GIB, topology
 
 ROOT = Path(__file__).parent.parent

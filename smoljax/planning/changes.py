@@ -4,12 +4,11 @@ import dataclasses
 from collections.abc import Iterator
 
 from smoljax.model import ModelConfig
+from smoljax.planning.closed_form import ATTENTION_TWICE, product_flops
 from smoljax.planning.estimate import (
-    ATTENTION_TWICE,
     KERNEL_SHARE,
     Exchange,
     Times,
-    product_flops,
 )
 from smoljax.planning.topologies import GIB
 

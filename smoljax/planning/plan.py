@@ -4,6 +4,7 @@ import dataclasses
 import math
 
 from smoljax.planning.changes import Change, cheapest
+from smoljax.planning.closed_form import product_flops, roofline
 from smoljax.planning.compiling import Compiled, PlannedRun, compile_step, mesh_text, planned_run
 from smoljax.planning.estimate import (
     Estimate,
@@ -13,8 +14,6 @@ from smoljax.planning.estimate import (
     estimate,
     kernel_rate,
     price_collectives,
-    product_flops,
-    roofline,
     times_of_program,
 )
 from smoljax.planning.hlo import Collective, Program, read
