@@ -21,7 +21,7 @@ from smoljax.curation import media, schema, storage, warc
 from smoljax.curation.shards import Piece, Shard
 from smoljax.errors import SmoljaxError, require
 
-_BATCH_BYTES = 2 << 20
+_BATCH_BYTES = 1 << 20
 _BATCH_ROWS = 512
 
 

@@ -1,7 +1,9 @@
 """Runs work items: in this process, on a pool of processes, or on Apache Beam. The results do not differ."""
 
 import contextlib
+import ctypes
 import fcntl
+import functools
 import multiprocessing
 import os
 import shutil
@@ -9,7 +11,7 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing import connection
 from pathlib import Path
 
@@ -19,6 +21,9 @@ from smoljax.errors import SmoljaxError
 from smoljax.progress import Progress
 
 _MB = 10**6
+# glibc has functions for its heap; other systems do without. The numbers are those of its malloc.h.
+_LIBC = ctypes.CDLL(None)
+_M_MMAP_THRESHOLD, _M_ARENA_MAX = -3, -8
 
 
 def run(
@@ -99,8 +104,10 @@ def _finishing(
     elif workers > 1:
         yield from _in_pool(todo, Path(directory), workers)
     else:
-        for item in todo:
-            yield item, run_item(item, directory)
+        with _frugal() as release:
+            for item in todo:
+                yield item, run_item(item, directory)
+                release()
 
 
 def _in_pool(
@@ -168,20 +175,41 @@ def _serve(pipe: connection.Connection, directory: Path) -> None:
             arrived.release()
 
     threading.Thread(target=listen, daemon=True).start()
+    with _frugal() as release:
+        while True:
+            arrived.acquire()
+            try:
+                answer = None, run_item(incoming.popleft(), str(directory))
+            except Exception as error:
+                answer = _portable(error), None
+            release()
+            try:
+                pipe.send(answer)
+            except OSError:
+                return
+
+
+@contextlib.contextmanager
+def _frugal() -> Iterator[Callable[[], object]]:
+    """Arrow on one core, and with the C library's memory: its own pool keeps what it has freed, 100 MB of it.
+
+    Yields a function that gives freed memory back to the system.
+    """
     import pyarrow as pa
 
+    cores, pool = pa.cpu_count(), pa.default_memory_pool()
     pa.set_cpu_count(1)
-    pa.set_memory_pool(pa.system_memory_pool())  # Arrow's own keeps what it has freed.
-    while True:
-        arrived.acquire()
-        try:
-            answer = None, run_item(incoming.popleft(), str(directory))
-        except Exception as error:
-            answer = _portable(error), None
-        try:
-            pipe.send(answer)
-        except OSError:
-            return
+    pa.set_memory_pool(pa.system_memory_pool())
+    if hasattr(
+        _LIBC, "mallopt"
+    ):  # New threads share one heap, and large blocks go back to the system.
+        _LIBC.mallopt(_M_ARENA_MAX, 1)
+        _LIBC.mallopt(_M_MMAP_THRESHOLD, 1 << 17)
+    try:
+        yield functools.partial(getattr(_LIBC, "malloc_trim", int), 0)
+    finally:
+        pa.set_cpu_count(cores)
+        pa.set_memory_pool(pool)
 
 
 def _portable(error: Exception) -> Exception:

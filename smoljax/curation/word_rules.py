@@ -18,6 +18,8 @@ LANGUAGES = ("en", "fr", "es", "de", "it", "pt")
 
 # Marks that are a suffix for themselves, and the end of no longer one.
 _MARKS = frozenset(',:;!?()[]{}<>_#*&"')
+# Only before one of these a prefix can begin with a letter: currencies, and what elides in French and Italian.
+_BEHIND_LETTERS = frozenset("$'’")
 # Only behind one of these a suffix can end with a letter: "'s", units, and the pronouns of French.
 _BEFORE_LETTERS = re.compile("[0-9'’°\\-–—‐‑]")
 
@@ -49,10 +51,11 @@ class Rules:
     def cut(self, chunk: str) -> list[str]:
         """The words of a chunk, before special cases are looked for among them."""
         cases, whole = self._cases, self._whole
+        if chunk.isalpha() and chunk not in cases:
+            return [chunk]
         before, behind = [], []
         while chunk and chunk not in cases and not chunk.isalpha() and not whole(chunk):
-            prefix = self._prefix(chunk)
-            start = prefix.end() if prefix else 0
+            start = self._prefix_size(chunk)
             rest = chunk[start:]
             if start and rest in cases:
                 before.append(chunk[:start])
@@ -112,6 +115,12 @@ class Rules:
             merged += [*tokens[at:start], *case]
             at = end
         return merged + tokens[at:]
+
+    def _prefix_size(self, chunk: str) -> int:
+        if chunk[0].isalpha() and _BEHIND_LETTERS.isdisjoint(chunk):
+            return 0
+        match = self._prefix(chunk)
+        return match.end() if match else 0
 
     def _suffix_size(self, chunk: str) -> int:
         if not chunk:

@@ -12,14 +12,17 @@ import functools
 import re
 from collections.abc import Iterator
 
+import numpy as np
+
 from smoljax.curation.word_rules import LANGUAGES, Rules
 from smoljax.errors import SmoljaxError, require
 
 # Chunks of one language that are remembered; longer ones than this rarely come again.
-_CAPACITY = 1 << 17
+_CAPACITY = 1 << 16
 _LONGEST = 48
 # Characters of documents that are remembered: a batch of readers.read.
-_DOCUMENTS = 2 << 20
+_DOCUMENTS = 1 << 20
+_LAST_BLANK = 0x3000
 # Whitespace that is a word for spaCy: special cases do not look across it.
 BREAK = re.compile(r"\s{2,}|[^\S ]")
 
@@ -75,63 +78,89 @@ class _Chunks:
 
     def __init__(self, language: str):
         self._rules = Rules(language)
-        self._known: dict[str, str] = {}
+        self._known = _Known(self._rules)
 
     def joined_words(self, text: str) -> str:
-        chunks = text.split()
-        found = list(map(self._known.get, chunks))
-        if None in found:
-            new = self._learn({chunk for chunk, known in zip(chunks, found) if known is None})
-            found = [new[c] if f is None else f for c, f in zip(chunks, found)]
+        found = list(map(self._known.__getitem__, text.split()))
         joined = "\n".join(found)
-        if not self._has_cases(joined, text):
-            return joined
-        return "\n".join(filter(None, self._lines(text, found)))
+        spaced = [case for case in self._rules.spaced if case in text]
+        if joined[:1] == "\n" or "\n\n" in joined or spaced:
+            return "\n".join(self._merged(text, found, spaced))
+        return joined
 
-    def _has_cases(self, joined: str, text: str) -> bool:
-        """Whether words of a text, joined, may not be its words yet."""
-        return (
-            joined[:1] == "\n"
-            or "\n\n" in joined
-            or any(map(text.__contains__, self._rules.spaced))
-        )
+    def _merged(self, text: str, found: list[str], spaced: list[str]) -> Iterator[str]:
+        """The words of chunks, with the special cases among them: looked for in the runs that may hold one."""
+        runs = _Runs(text)
+        at = [i for i, joined in enumerate(found) if joined == "\n"]
+        for case in spaced:
+            at += [runs.chunk_at(match.start()) for match in re.finditer(re.escape(case), text)]
+        done = 0
+        for start, end in runs.around(at):
+            yield from found[done:start]
+            yield self._with_cases(runs.chunks(start, end), found[start:end])
+            done = end
+        yield from found[done:]
 
-    def _learn(self, chunks: set[str]) -> dict[str, str]:
-        """The words of new chunks."""
-        new: dict[str, str] = {}
-        for chunk in chunks:
-            tokens = self._rules.cut(chunk)
-            if len(tokens) == 1:
-                new[chunk] = chunk
-            else:
-                new[chunk] = "\n" if self._rules.has_cases(tokens) else "\n".join(tokens)
-        if len(self._known) + len(new) > _CAPACITY:
-            self._known.clear()
-        self._known.update((c, joined) for c, joined in new.items() if len(c) <= _LONGEST)
-        return new
-
-    def _lines(self, text: str, found: list[str]) -> Iterator[str]:
-        """The words of each line, with the special cases among them."""
-        start = 0
-        for line in text.split("\n"):
-            known = found[start : start + len(line.split())]
-            joined = "\n".join(known)
-            if self._has_cases(joined, line):
-                for run in BREAK.split(line):
-                    chunks = run.split()
-                    yield self._merged(chunks, found[start : start + len(chunks)])
-                    start += len(chunks)
-            else:
-                yield joined
-                start += len(known)
-
-    def _merged(self, chunks: list[str], known: list[str]) -> str:
+    def _with_cases(self, chunks: list[str], known: list[str]) -> str:
         tokens: list[str] = []
         spaces: list[bool] = []
         for chunk, joined in zip(chunks, known):
             tokens += self._rules.cut(chunk) if joined[0] == "\n" else joined.split("\n")
             spaces += [False] * (len(tokens) - len(spaces) - 1) + [True]
         return "\n".join(self._rules.merge(tokens, spaces))
+
+
+class _Known(dict[str, str]):
+    """What was found of chunks; what is not known is found out."""
+
+    def __init__(self, rules: Rules):
+        self._rules = rules
+
+    def __missing__(self, chunk: str) -> str:
+        tokens = self._rules.cut(chunk)
+        if len(tokens) == 1:
+            joined = chunk
+        else:
+            joined = "\n" if self._rules.has_cases(tokens) else "\n".join(tokens)
+        if len(chunk) <= _LONGEST:
+            if len(self) >= _CAPACITY:
+                self.clear()
+            self[chunk] = joined
+        return joined
+
+
+class _Runs:
+    """The chunks of a text, in runs parted by single spaces; other whitespace parts the runs."""
+
+    def __init__(self, text: str):
+        self._text = text
+        codes = np.frombuffer(f" {text} ".encode("utf-32-le", "surrogatepass"), np.uint32)
+        steps = np.diff(_blank()[np.minimum(codes, _LAST_BLANK + 1)])
+        self._starts, self._ends = np.flatnonzero(steps == -1), np.flatnonzero(steps == 1)
+        behind = self._ends[:-1]
+        parted = (self._starts[1:] - behind > 1) | (codes[behind + 1] != ord(" "))
+        # Where runs begin and end, in chunks.
+        self._bounds = np.concatenate([[0], np.flatnonzero(parted) + 1, [len(self._starts)]])
+
+    def chunk_at(self, place: int) -> int:
+        """The chunk that holds a character."""
+        return int(np.searchsorted(self._starts, place, "right")) - 1
+
+    def around(self, chunks: list[int]) -> list[tuple[int, int]]:
+        """(first chunk, chunk behind the last) of the runs that hold some of these chunks, in order."""
+        runs = np.unique(np.searchsorted(self._bounds, chunks, "right")) - 1
+        return list(zip(self._bounds[runs].tolist(), self._bounds[runs + 1].tolist()))
+
+    def chunks(self, start: int, end: int) -> list[str]:
+        """The chunks of a run."""
+        return self._text[self._starts[start] : self._ends[end - 1]].split()
+
+
+@functools.cache
+def _blank() -> np.ndarray:
+    """int8 [code points]: 1 for whitespace."""
+    codes = map(chr, range(_LAST_BLANK + 2))
+    return np.fromiter(map(str.isspace, codes), np.int8, _LAST_BLANK + 2)
 
 
 @functools.cache
