@@ -102,6 +102,49 @@ def test_the_learning_rate_follows_the_schedule(unbroken):
     assert rate[60] < 1e-3
 
 
+def test_nothing_heavy_is_imported_before_the_first_step(corpus, tmp_path):
+    """TensorFlow, which writes TensorBoard's events, takes seconds to import: it comes after the first row of metrics."""
+    workdir = fresh(corpus, tmp_path, "imports")
+    arguments = command(workdir, "--config.training.num_steps=12")[2:]
+    program = f"""
+import json, runpy, sys
+from pathlib import Path
+rows, early, late = Path({str(workdir)!r}, "train", "metrics.jsonl"), set(), set()
+def watch(event, names):
+    if event == "import":
+        started = rows.exists() and rows.stat().st_size
+        (late if started else early).add(names[0].partition(".")[0])
+sys.addaudithook(watch)
+sys.argv = {arguments!r}
+try:
+    runpy.run_module("smoljax.train", run_name="__main__")
+except SystemExit as end:
+    print(json.dumps([end.code, sorted(early), sorted(late)]))
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", program],
+        env=os.environ | {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"},  # Else it starts anew.
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    code, early, late = json.loads(result.stdout.splitlines()[-1])
+    assert code == 0
+    assert "grain" in early
+    assert "tensorflow" in late
+    heavy = {
+        "tensorflow",
+        "tensorflow_datasets",
+        "clu",
+        "torch",
+        "transformers",
+        "datasets",
+        "pyarrow",
+        "matplotlib",
+    }
+    assert not heavy & set(early)
+
+
 @pytest.mark.parametrize("kill_at", [3, 33])
 def test_a_killed_run_goes_on_bitwise(unbroken, corpus, tmp_path, kill_at):
     """Killed before the first checkpoint, and between two: the same losses and parameters, bit for bit."""
