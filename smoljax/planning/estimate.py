@@ -183,7 +183,7 @@ def price_collectives(
 
 
 def collective_seconds(
-    collective: Collective, places: Sequence[tuple[int, ...]], topology: Topology
+    collective: Collective, places: Sequence[tuple[int, ...]], *, topology: Topology
 ) -> float:
     """Seconds of one run of a collective: its bytes over the links that it can use, and its steps from chip to chip.
 
@@ -197,12 +197,12 @@ def collective_seconds(
         return collective.bytes_sent / chip.network_bandwidth
     if chip.platform == "gpu":
         return collective.bytes_sent / chip.link_bandwidth
-    hops = [_hops(places, axis, topology) for axis in range(len(topology.shape))]
+    hops = [_hops(places, axis, topology=topology) for axis in range(len(topology.shape))]
     if collective.kind == "collective-permute":
         # One way to a neighbour; where it is further, each link carries the data of all chips on the way.
         return collective.bytes_sent * max(1, sum(hops)) / chip.link_bandwidth + HOP_SECONDS
     rate = sum(
-        chip.link_bandwidth * (2 if _is_ring(places, axis, topology) else 1)
+        chip.link_bandwidth * (2 if _is_ring(places, axis, topology=topology) else 1)
         for axis in range(len(topology.shape))
         if hops[axis]
     )
@@ -210,7 +210,7 @@ def collective_seconds(
     return collective.bytes_sent / (rate or chip.link_bandwidth) + turns * sum(hops) * HOP_SECONDS
 
 
-def _is_ring(places: Sequence[tuple[int, ...]], axis: int, topology: Topology) -> bool:
+def _is_ring(places: Sequence[tuple[int, ...]], axis: int, *, topology: Topology) -> bool:
     """Whether these chips fill a side of the torus that is closed: one of 16 on v5e and v6e, any of whole cubes of 4 x 4 x 4 on v4 and
     v5p (jax-ml.github.io/scaling-book/tpus). Without the link around the edge one direction is left."""
     side = topology.shape[axis]
@@ -220,11 +220,11 @@ def _is_ring(places: Sequence[tuple[int, ...]], axis: int, topology: Topology) -
     return closed and len({place[axis] for place in places}) == side
 
 
-def _hops(places: Sequence[tuple[int, ...]], axis: int, topology: Topology) -> int:
+def _hops(places: Sequence[tuple[int, ...]], axis: int, *, topology: Topology) -> int:
     """Steps from chip to chip that a collective of these takes along an axis."""
     here = [place[axis] for place in places]
     apart = max(here) - min(here)
-    if _is_ring(places, axis, topology):
+    if _is_ring(places, axis, topology=topology):
         return topology.shape[axis] // 2
     return apart
 

@@ -209,6 +209,6 @@ def _exchanges(program: Program, mesh, topology: Topology) -> tuple[Exchange, ..
     def seconds_of(collective: Collective) -> float:
         members = [devices[partition] for partition in collective.group]
         places = [tuple(device.coords)[: len(topology.shape)] for device in members]
-        return collective_seconds(collective, places, topology)
+        return collective_seconds(collective, places, topology=topology)
 
     return price_collectives(program, chip=topology.chip, axes_of=axes_of, seconds_of=seconds_of)

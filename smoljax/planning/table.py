@@ -120,7 +120,7 @@ def _step(plan: Plan) -> list[str]:
     lines.append(f"  bound by {times.bound}")
     if plan.program is None:
         lines.append(
-            "  published GPU runs took 1.1 to 1.8 times what these closed forms predict (benchmarks/plan_calibration.py)"
+            "  published GPU runs took 1.2 to 1.8 times what these closed forms predict (benchmarks/plan_calibration.py)"
         )
     return lines
 

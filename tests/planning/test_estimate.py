@@ -125,7 +125,7 @@ def test_heads_narrower_than_a_matrix_unit_leave_part_of_it_idle():
 
 def _seconds(kind, group, places, machine, sent=90e9):
     collective = hlo.Collective(kind, sent, group, 1, False, "main")
-    return collective_seconds(collective, places, topology(machine))
+    return collective_seconds(collective, places, topology=topology(machine))
 
 
 LINE = [(x, 0) for x in range(16)]
