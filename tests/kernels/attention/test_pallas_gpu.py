@@ -4,6 +4,11 @@ B batch, S sequence, N query heads, K key-value heads, H head width
 """
 
 import functools
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -156,3 +161,62 @@ def test_refuses_what_it_cannot_do():
     assert "queries are float32" in pallas_gpu.refusal("gpu", "float32", 64)
     assert "up to 256, and this one is 320" in pallas_gpu.refusal("gpu", "bfloat16", 320)
     assert pallas_gpu.refusal("gpu", "bfloat16", 256) is None
+
+
+AHEAD_OF_TIME = """
+import sys
+from pathlib import Path
+import jax, jax.numpy as jnp, numpy as np
+from jax.experimental import topologies
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from smoljax.errors import SmoljaxError
+from smoljax.kernels import attention
+
+described = topologies.get_topology_desc(
+    "", platform="cuda", target_config=open(sys.argv[1]).read(), topology="1x1x4"
+)
+axes = ("data", "fsdp", "tensor", "context")
+mesh = Mesh(np.array(described.devices).reshape(1, 2, 2, 1), axes, axis_types=(AxisType.Auto,) * 4)
+spec = NamedSharding(mesh, PartitionSpec(("data", "fsdp"), None, "tensor"))
+for H in (64, 128, 256):
+    q = jax.ShapeDtypeStruct((2, 1024, 4, H), jnp.bfloat16, sharding=spec)
+    k = jax.ShapeDtypeStruct((2, 1024, 2, H), jnp.bfloat16, sharding=spec)
+    ids = jax.ShapeDtypeStruct((2, 1024), jnp.int32)
+
+    def loss(q, k, v, ids):
+        return jnp.sum(attention(q, k, v, segment_ids=ids).astype(jnp.float32) ** 2)
+
+    with jax.set_mesh(mesh):
+        text = jax.jit(jax.grad(loss, (0, 1, 2))).lower(q, k, k, ids).compile().as_text()
+    print(H, text.count('custom_call_target="mosaic_gpu_v2"'), flush=True)
+with jax.set_mesh(mesh):
+    try:
+        q = jax.ShapeDtypeStruct((2, 128, 3, 64), jnp.bfloat16)
+        jax.eval_shape(lambda q: attention(q, q, q, implementation="pallas_gpu"), q)
+    except SmoljaxError as error:
+        print("refused:", error)
+"""
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("jax_cuda12_plugin") is None,
+    reason='the compiler for GPUs is not installed: pip install "smoljax[gpu]"',
+)
+def test_compiles_for_an_h100_on_a_mesh():
+    # Programs for other machines do not load from the compile cache.
+    environment = os.environ | {
+        "JAX_ENABLE_COMPILATION_CACHE": "false",
+        "JAX_PLATFORMS": "cpu,cuda",
+        "JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1",
+    }
+    ended = subprocess.run(
+        [sys.executable, "-c", AHEAD_OF_TIME, str(Path(__file__).parent / "h100.pbtxt")],
+        capture_output=True,
+        text=True,
+        env=environment,
+    )
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    *lines, refused = ended.stdout.splitlines()
+    # Forward once, dq once, dk and dv once.
+    assert lines == ["64 3", "128 3", "256 3"]
+    assert "key-value heads" in refused
