@@ -1,6 +1,6 @@
 """The chunked cross-entropy against the plain formula.
 
-B batch, S sequence, D model width, V vocabulary
+B batch, S sequence, D model width, V vocabulary, E tokens that a teacher names
 """
 
 import jax
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from smoljax.errors import SmoljaxError
-from smoljax.losses import cross_entropy
+from smoljax.losses import cross_entropy, vocabulary_tiles
 
 B, S, D, V = 3, 20, 16, 50
 
@@ -106,6 +106,84 @@ def test_bfloat16_hidden_states_keep_float32_sums(inputs):
     assert dunembedding_DV.dtype == jnp.float32
 
 
+def teacher(E: int):
+    """Ids of E tokens at each position, none twice, and probabilities that leave a rest."""
+    keys = jax.random.split(jax.random.key(1), 3)
+    order_BSV = jnp.argsort(jax.random.uniform(keys[0], (B, S, V)), axis=-1)
+    probabilities_BSE = jax.nn.softmax(jax.random.normal(keys[1], (B, S, E + 1)))[..., :E]
+    return order_BSV[..., :E].astype(jnp.int32), probabilities_BSE
+
+
+@pytest.mark.parametrize("way", [7, 1000, "tiles"])
+@pytest.mark.parametrize("E", [1, 6])
+def test_a_teachers_probabilities_give_the_cross_entropy_of_distributions(inputs, way, E):
+    ids_BSE, probabilities_BSE = teacher(E)
+    mask_BS, z_loss = inputs[3], 1e-2
+    full_BSV = jnp.zeros((B, S, V))
+    full_BSV = jnp.put_along_axis(full_BSV, ids_BSE, probabilities_BSE, axis=-1, inplace=False)
+
+    def student(hidden_BSD, unembedding_DV):
+        rest = (ids_BSE, mask_BS)
+        if way == "tiles":
+            return vocabulary_tiles.sums(
+                4, z_loss, hidden_BSD, unembedding_DV, *rest, probabilities_BSE
+            )[0]
+        return cross_entropy(
+            hidden_BSD,
+            unembedding_DV,
+            *rest,
+            chunk_size=way,
+            z_loss=z_loss,
+            probabilities_BSE=probabilities_BSE,
+        )[0]
+
+    def expected(hidden_BSD, unembedding_DV):
+        logits_BSV = hidden_BSD @ unembedding_DV
+        log_normaliser_BS = jax.nn.logsumexp(logits_BSV, axis=-1)
+        nats_BS = -jnp.sum(full_BSV * jax.nn.log_softmax(logits_BSV), axis=-1)
+        nats_BS += z_loss * jnp.square(log_normaliser_BS)
+        return jnp.sum(jnp.where(mask_BS, nats_BS, 0))
+
+    value, gradients = jax.value_and_grad(student, (0, 1))(*inputs[:2])
+    expected_value, expected_gradients = jax.value_and_grad(expected, (0, 1))(*inputs[:2])
+    np.testing.assert_allclose(value, expected_value, rtol=1e-6)
+    for got, want in zip(gradients, expected_gradients):
+        np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
+
+
+def test_certainty_of_a_teacher_is_the_hard_target(inputs):
+    hidden_BSD, unembedding_DV, targets_BS, mask_BS = inputs
+    hard = cross_entropy(*inputs, chunk_size=16)[0]
+    arrays = (hidden_BSD, unembedding_DV, targets_BS[..., None], mask_BS)
+    for share in (1.0, 0.5):
+        soft = cross_entropy(*arrays, chunk_size=16, probabilities_BSE=jnp.full((B, S, 1), share))[
+            0
+        ]
+        np.testing.assert_allclose(soft, share * hard, rtol=1e-6)
+
+
+def test_heads_that_predict_further_tokens_share_the_unembedding(inputs):
+    hidden_BSD, unembedding_DV, targets_BS, mask_BS = inputs
+    further_BS, both_BS = jnp.roll(targets_BS, -1, axis=1), mask_BS & (jnp.arange(S) < S - 1)[None]
+
+    def two(loss, hidden_BSD, unembedding_DV):
+        near = loss(hidden_BSD, unembedding_DV, targets_BS, mask_BS)
+        return near + 0.3 * loss(jnp.tanh(hidden_BSD), unembedding_DV, further_BS, both_BS)
+
+    def chunked(*arrays):
+        return cross_entropy(*arrays, chunk_size=16)[0]
+
+    def whole(*arrays):
+        return plain(*arrays, z_loss=0.0)
+
+    got, want = (
+        jax.value_and_grad(lambda *x, loss=loss: two(loss, *x), (0, 1))(hidden_BSD, unembedding_DV)
+        for loss in (chunked, whole)
+    )
+    for one, other in zip(jax.tree.leaves(got), jax.tree.leaves(want)):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
+
+
 def test_memory_is_one_chunk_of_logits():
     tokens, width, vocabulary, chunk = 2048, 32, 4096, 128
 
@@ -127,6 +205,15 @@ def test_memory_is_one_chunk_of_logits():
     chunked = temporaries(lambda *args: cross_entropy(*args, chunk_size=chunk)[0])
     assert chunked < 3 * one_chunk + 4 * (3 * width * vocabulary + 4 * tokens * width)
     assert chunked < all_logits / 3
+
+    def taught(hidden_BSD, unembedding_DV, targets_BS, mask_BS):
+        ids_BSE = targets_BS[..., None] + jnp.arange(8)[None, None]
+        shares = jnp.full(ids_BSE.shape, 1 / 8)
+        return cross_entropy(
+            hidden_BSD, unembedding_DV, ids_BSE, mask_BS, chunk_size=chunk, probabilities_BSE=shares
+        )[0]
+
+    assert temporaries(taught) < chunked + one_chunk  # No array of [chunk, E, V].
     # Control: the plain formula holds them all.
     assert temporaries(lambda *args: plain(*args, z_loss=0.0)) >= all_logits
 
@@ -137,5 +224,7 @@ def test_errors_name_the_shapes(inputs):
         cross_entropy(hidden_BSD, unembedding_DV.T, targets_BS, mask_BS, chunk_size=4)
     with pytest.raises(SmoljaxError, match=r"targets \(3, 19\)"):
         cross_entropy(hidden_BSD, unembedding_DV, targets_BS[:, 1:], mask_BS, chunk_size=4)
+    with pytest.raises(SmoljaxError, match=r"probabilities \(3, 20, 2\).* \[B, S, E\] for targets"):
+        cross_entropy(*inputs, chunk_size=4, probabilities_BSE=jnp.ones((B, S, 2)))
     with pytest.raises(SmoljaxError, match="chunk_size=0"):
         cross_entropy(hidden_BSD, unembedding_DV, targets_BS, mask_BS, chunk_size=0)
