@@ -20,7 +20,7 @@ class MeshConfig:
     Attributes:
       data: the batch is split, parameters are replicated.
       fsdp: the batch is split, and so are parameters and optimizer state.
-      tensor: heads, feed-forward width and vocabulary are split.
+      tensor: heads, feed-forward width and vocabulary are split, and between blocks the sequence.
       context: the sequence is split.
     """
 
