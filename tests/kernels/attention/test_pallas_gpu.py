@@ -156,6 +156,17 @@ def test_lowers_for_cuda(head_dim):
     assert lowered.as_text().count("custom_call @mosaic_gpu_v2") == 3
 
 
+@pytest.mark.parametrize(
+    ("version", "refused"), [(12060, False), (12080, True), (12090, True), (13000, False)]
+)
+def test_refuses_an_assembler_that_miscompiles(monkeypatch, version, refused):
+    monkeypatch.setattr(
+        sys.modules[pallas_gpu.refusal.__module__], "_cuda_version", lambda: version
+    )
+    reason = pallas_gpu.refusal("gpu", "bfloat16", 64)
+    assert ("jax[cuda13]" in (reason or "")) == refused
+
+
 def test_refuses_what_it_cannot_do():
     assert "needs a GPU" in pallas_gpu.refusal("cpu", "bfloat16", 64)
     assert "queries are float32" in pallas_gpu.refusal("gpu", "float32", 64)

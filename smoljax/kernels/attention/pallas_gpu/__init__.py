@@ -3,9 +3,9 @@
 Written for Mosaic GPU and not for Triton: since 0.11 JAX's change log calls Pallas' Triton backend deprecated and names Mosaic
 GPU as the one to move to, and it alone reaches Hopper's asynchronous copies and warpgroup products. Without a GPU its kernels
 run on a CPU in JAX's interpreter of threads, barriers and races, lower for "cuda", and with JAX's CUDA plugin compile down to
-machine code (tests/kernels/attention/test_pallas_gpu.py does all three). The price: compute capability 9.x only, bf16 and f16
-only (products of f32 exist as TF32 alone, and not with transposed factors), and an interface that JAX calls unstable.
-No `pl.CostEstimate` is attached: Mosaic GPU's lowering drops it (jax 0.10.2), and XLA for GPUs would not read one.
+machine code: tests/kernels/attention/test_pallas_gpu.py does all three. They have not run on a GPU yet; tests/gpu is for that.
+The price: compute capability 9.x only, bf16 and f16 only (products of f32 exist as TF32 alone, and not with transposed factors),
+and an interface that JAX calls unstable. No `pl.CostEstimate` is attached: Mosaic GPU's lowering drops it (jax 0.10.2).
 
 By ptxas for sm_90a nothing spills from registers at head widths 64 and 96; at 128 with segments 112 bytes of a thread do in
 the forward kernel and 64 in that of dk and dv, and at 256 244, 240 (dq) and 1728.

@@ -8,6 +8,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+from jax._src.lib import cuda_versions
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 
@@ -19,6 +20,10 @@ WIDEST_HEAD = 256
 _HEAD_STEP = (
     16  # What a matrix instruction sums over at a time; other head widths are filled up with zeros.
 )
+
+# From 12.8 until 12.9.1, says JAX of its own causal kernel (jax/experimental/pallas/ops/gpu/attention_mgpu.py, jax 0.10.2), in the
+# numbers that it compares with: the runtime of every 12.9 says 12090.
+_MISCOMPILES = (12080, 12091)
 
 
 def attend(
@@ -72,6 +77,12 @@ def refusal(platform: str, dtype: str, head_dim: int) -> str | None:
         str(capability).split(".")[0] != "9"
     ):  # Absent where programs are compiled for a GPU that is elsewhere.
         return f"it is written for Hopper (compute capability 9.x), and this GPU has {capability}"
+    version = _cuda_version()
+    if version and _MISCOMPILES[0] <= version < _MISCOMPILES[1]:
+        return (
+            f"the assembler of CUDA {version // 1000}.{version % 1000 // 10} miscompiles causal masks: "
+            'use CUDA 13, as by `pip install "jax[cuda13]"`'
+        )
     if dtype not in ("bfloat16", "float16"):
         return f"it takes bfloat16 or float16, and the queries are {dtype}"
     if head_dim > WIDEST_HEAD:
@@ -80,6 +91,13 @@ def refusal(platform: str, dtype: str, head_dim: int) -> str | None:
     if mesh.shape.get(SEQUENCE_AXIS, 1) > 1:
         return f"mesh axis {SEQUENCE_AXIS!r} splits the sequence, which it needs whole"
     return None
+
+
+def _cuda_version() -> int | None:
+    """That of the CUDA runtime (12080 is 12.8) where JAX runs on a GPU; None where programs are compiled for one elsewhere."""
+    if jax.default_backend() != "gpu" or cuda_versions is None:
+        return None
+    return cuda_versions.cuda_runtime_get_version()
 
 
 def _check_divides(number: int, parts: int, what: str) -> None:
