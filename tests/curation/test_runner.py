@@ -10,6 +10,7 @@ import threading
 import time
 
 import fsspec
+import pyarrow as pa
 import pytest
 
 from smoljax.curation import items as work_items
@@ -32,6 +33,10 @@ def die(argument: str, folder) -> dict:
     return {}
 
 
+def pool(argument: str, folder) -> dict:
+    return {"pool": pa.default_memory_pool().backend_name, "cores": pa.cpu_count()}
+
+
 def item(name: str, work=write, *, key: str = "k") -> work_items.WorkItem:
     return work_items.WorkItem(name, key, work, f"text {name}", 1, f"input {name}")
 
@@ -43,6 +48,15 @@ def test_manifests_come_in_the_order_of_the_items(tmp_path):
     written = json.loads((tmp_path / "03/manifest.json").read_text())
     assert {**manifests[3], "checksum": written["checksum"]} == written
     assert (tmp_path / "03/out.txt").read_text() == "text 03"
+
+
+@pytest.mark.parametrize("work", [pool, fail])
+def test_arrow_is_frugal_while_items_run_and_then_as_it_was(tmp_path, work):
+    before = pool("", tmp_path)
+    with contextlib.suppress(SmoljaxError):
+        (manifest,) = runner.run([item("a", work)], tmp_path, workers=1, stage="test")
+        assert manifest["result"] == {"pool": "system", "cores": 1}
+    assert pool("", tmp_path) == before != {"pool": "system", "cores": 1}
 
 
 def test_finished_items_are_kept_unless_the_key_or_a_file_changed(tmp_path):
