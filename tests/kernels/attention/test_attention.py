@@ -335,8 +335,8 @@ def test_errors_name_what_was_asked():
         attention(q, k, v, window=0)
     with pytest.raises(SmoljaxError, match="logit_cap=0"):
         attention(q, k, v, logit_cap=0)
-    with pytest.raises(SmoljaxError, match="'ring' cannot be used here: it has no cap"):
-        attention(q, k, v, logit_cap=30.0, implementation="ring")
+    with pytest.raises(SmoljaxError, match="'cudnn' cannot be used here: it has no cap"):
+        attention(q, k, v, logit_cap=30.0, implementation="cudnn")
     with pytest.raises(SmoljaxError, match="K dividing 4"):
         attention(q, jnp.zeros((1, 8, 3, 8)), jnp.zeros((1, 8, 3, 8)))
     with pytest.raises(SmoljaxError, match=r"q \[B, S, N, H\]"):
