@@ -65,7 +65,7 @@ class Decoder(nn.Module):
                 nn.with_logical_partitioning(matrix, ("embed", "vocab")),
                 (config.hidden_size, config.vocab_size),
             )
-        x_BSD = look_up(embedding_VD, tokens_BS, dtype)
+        x_BSD = _parted(look_up(embedding_VD, tokens_BS, dtype))
         cos, sin = rope_tables(
             positions_BS,
             head_dim=config.head_dim,

@@ -75,7 +75,7 @@ def allowed(
         ("all-gather", "tensor", 2, table / fsdp),
         # Gradients: of matrices in parts, of which data sums what a device keeps. (Looking up and head are two gradients.)
         ("reduce", "fsdp", 1, layers / tensor + table),
-        ("reduce-scatter", "fsdp", 1, table / tensor),
+        ("reduce-scatter" if data * tensor > 1 else "reduce", "fsdp", 1, table / tensor),
         ("reduce", "tensor", 1, table),
         ("all-reduce", "data", 1, (layers + table) / tensor / fsdp),
         ("all-reduce", "context", 1, (layers + table) / tensor / fsdp),
