@@ -215,6 +215,8 @@ def _direction(
             b2=config.matrix_b2,
             eps=eps,
             precondition_every=config.precondition_every,
+            mesh=mesh,
+            mesh_axis=mesh_axis,
         )
     if name == "adamuon":
         return scale_by_adamuon(leaves.specs, **orthogonal)

@@ -3,6 +3,7 @@
 B stacked matrices, M rows, N columns with M <= N
 """
 
+import functools
 import math
 from collections.abc import Callable
 from typing import NamedTuple
@@ -61,7 +62,10 @@ def orthogonalizer(
         o_BMN = newton_schulz(x_BMN, **options)
         return Orthogonal(o_BMN, None if measure is None else measure(o_BMN))
 
-    iterate = _place(iterate, *_stages(mesh, mesh_axis), one_by_one=on_cpu)
+    if mesh is None and on_cpu:
+        # A single matrix and its Gram matrix stay in the cache: a tenth faster than a batch.
+        iterate = functools.partial(jax.lax.map, iterate)
+    iterate = split_stack(iterate, mesh, mesh_axis)
 
     def orthogonalize(
         tree: optax.Updates, specs: dict[str, MatrixSpec]
@@ -87,34 +91,41 @@ def orthogonalizer(
     return orthogonalize
 
 
-def _place(
-    function: Callable[[jax.Array], Orthogonal],
-    stages: list[NamedSharding],
-    parts: int,
-    *,
-    one_by_one: bool,
-) -> Callable[[jax.Array], Orthogonal]:
-    """How a function of a stack [B, M, N] runs: split over mesh axes, matrix by matrix, or all at once."""
-    if not stages:
-        # On a CPU a single matrix and its Gram matrix stay in the cache: a tenth faster than a batch.
-        return (lambda x_BMN: jax.lax.map(function, x_BMN)) if one_by_one else function
+def split_stack(
+    function: Callable[[jax.Array], object],
+    mesh: Mesh | None,
+    mesh_axis: str | tuple[str, ...] | None,
+) -> Callable[[jax.Array], object]:
+    """A function of a stack of matrices [B, M, N], each by itself, run with the stack split over mesh axes.
 
-    def split(x_BMN: jax.Array) -> Orthogonal:
+    Args:
+      function: returns a tree of arrays [B, ...]; matrices of zeros, which fill up the last share, do it no harm.
+      mesh: as in scale_by_muon, and mesh_axis.
+
+    Raises:
+      SmoljaxError: at once for a mesh without an axis, or an axis that the mesh does not have or is not Auto.
+    """
+    stages, parts = _stages(mesh, mesh_axis)
+    if not stages:
+        return function
+
+    def back(y: jax.Array) -> jax.Array:
+        if y.ndim == 3:
+            for stage in reversed(stages):
+                y = jax.lax.with_sharding_constraint(y, stage)
+        return y
+
+    def split(x_BMN: jax.Array) -> object:
         size = len(x_BMN)
-        # Zero matrices fill the last devices' share; they stay zero and are cut off again.
         x_BMN = jnp.pad(x_BMN, ((0, -size % parts), (0, 0), (0, 0)))
         for stage in stages[1:]:
             x_BMN = jax.lax.with_sharding_constraint(x_BMN, stage)
-        done = function(x_BMN)
-        o_BMN = done.matrices
-        for stage in reversed(stages):
-            o_BMN = jax.lax.with_sharding_constraint(o_BMN, stage)
-        return _part(done._replace(matrices=o_BMN), 0, size)
+        return _part(jax.tree.map(back, function(x_BMN)), 0, size)
 
     return split
 
 
-def _part(done: Orthogonal, start: int, stop: int) -> Orthogonal:
+def _part(done: object, start: int, stop: int) -> object:
     """Some of the matrices of a stack."""
     return jax.tree.map(lambda x: x[start:stop], done)
 

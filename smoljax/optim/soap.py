@@ -3,6 +3,7 @@
 B stacked matrices of M inputs and N outputs; K is either size
 """
 
+import functools
 import itertools
 from collections.abc import Callable
 from typing import NamedTuple
@@ -10,6 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 
 from smoljax.optim.decay import add_decayed_weights
 from smoljax.optim.hyperparameters import check_number, check_whole
@@ -20,6 +22,7 @@ from smoljax.optim.matrices import (
     specs_by_path,
     to_matrices,
 )
+from smoljax.optim.orthogonalize import split_stack
 from smoljax.optim.partition import MatrixSpec, by_path, check_float
 
 
@@ -61,6 +64,8 @@ def soap(
     eps: float = 1e-8,
     precondition_every: int = 10,
     max_size: int = 10_000,
+    mesh: Mesh | None = None,
+    mesh_axis: str | tuple[str, ...] | None = None,
 ) -> optax.GradientTransformation:
     """SOAP with decoupled weight decay, for a tree that holds nothing but matrices.
 
@@ -86,6 +91,8 @@ def soap(
             eps=eps,
             precondition_every=precondition_every,
             max_size=max_size,
+            mesh=mesh,
+            mesh_axis=mesh_axis,
         ),
         add_decayed_weights(weight_decay, weight_decay_mask, cautious=cautious),
         optax.scale_by_learning_rate(learning_rate),
@@ -101,6 +108,8 @@ def scale_by_soap(
     eps: float = 1e-8,
     precondition_every: int = 10,
     max_size: int = 10_000,
+    mesh: Mesh | None = None,
+    mesh_axis: str | tuple[str, ...] | None = None,
 ) -> optax.GradientTransformation:
     """Replaces the gradient G [M, N] of each matrix by Adam's step, taken in the eigenbasis of E[G G^T] and E[G^T G].
 
@@ -133,15 +142,20 @@ def scale_by_soap(
       eps: of Adam's denominator.
       precondition_every: steps from one QR to the next.
       max_size: a longer side keeps the identity as its basis; with both sides longer this is Adam.
+      mesh: with mesh_axis: every device decomposes whole matrices, its share of all that have one size. The state itself
+        is split as place_state says.
+      mesh_axis: as in scale_by_muon.
 
     Raises:
-      SmoljaxError: at once for an option out of range; in init for a leaf that holds no matrix or no real float.
+      SmoljaxError: at once for an option out of range, or a mesh_axis that the mesh does not have; in init for a leaf that holds no matrix or no real float.
     """
     for name, beta in (("b1", b1), ("b2", b2), ("shampoo_beta", shampoo_beta)):
         check_number(name, beta, at_least=0, below=1)
     check_number("eps", eps, above=0)
     check_whole("precondition_every", precondition_every, at_least=1)
     check_whole("max_size", max_size, at_least=1)
+    start = functools.partial(_start, split_stack(_eigenvectors, mesh, mesh_axis))
+    refresh = functools.partial(_refresh, split_stack(_orthonormal, mesh, mesh_axis))
 
     def init(params: optax.Params) -> SoapState:
         spec = specs_by_path(specs, params)
@@ -198,7 +212,7 @@ def scale_by_soap(
 
         factors = _accumulate(factors, gradients, shampoo_beta)
         due = jnp.where(first, 1, jnp.where(state.count % precondition_every == 0, 2, 0))
-        bases, moments = jax.lax.switch(due, (_keep, _start, _refresh), factors, bases, moments)
+        bases, moments = jax.lax.switch(due, (_keep, start, refresh), factors, bases, moments)
 
         return _join(directions, spec, updates), SoapState(
             count=optax.safe_increment(state.count),
@@ -233,13 +247,32 @@ def _keep(factors: _Sides, bases: _Sides, moments: _Moments) -> tuple[_Sides, _M
     return bases, moments
 
 
-def _start(factors: _Sides, bases: _Sides, moments: _Moments) -> tuple[_Sides, _Moments]:
-    """Eigenvectors of the preconditioners, largest eigenvalue first."""
+def _eigenvectors(l_BKK: jax.Array) -> jax.Array:
+    """In columns, largest eigenvalue first."""
+    return jnp.linalg.eigh(l_BKK)[1][..., ::-1]
+
+
+def _orthonormal(p_BKK: jax.Array) -> jax.Array:
+    return jnp.linalg.qr(p_BKK)[0]
+
+
+def _start(
+    eigenvectors: Callable[[jax.Array], jax.Array],
+    factors: _Sides,
+    bases: _Sides,
+    moments: _Moments,
+) -> tuple[_Sides, _Moments]:
+    """Eigenvectors of the preconditioners."""
     del bases
-    return _by_size(lambda l_BKK: jnp.linalg.eigh(l_BKK)[1][..., ::-1], factors), moments
+    return _by_size(eigenvectors, factors), moments
 
 
-def _refresh(factors: _Sides, bases: _Sides, moments: _Moments) -> tuple[_Sides, _Moments]:
+def _refresh(
+    orthonormal: Callable[[jax.Array], jax.Array],
+    factors: _Sides,
+    bases: _Sides,
+    moments: _Moments,
+) -> tuple[_Sides, _Moments]:
     """One step of power iteration and a QR decomposition, from the vectors sorted by their estimated eigenvalues."""
     products = _on_sides(_product, factors, bases)
     order = _on_sides(
@@ -250,7 +283,7 @@ def _refresh(factors: _Sides, bases: _Sides, moments: _Moments) -> tuple[_Sides,
         products,
         order,
     )
-    new = _by_size(lambda p_BKK: jnp.linalg.qr(p_BKK)[0], sorted_products)
+    new = _by_size(orthonormal, sorted_products)
     second = [_permute(v_BMN, left, right) for v_BMN, left, right in zip(moments.second, *order)]
     return new, _Moments(_turn(_turn_back(moments.first, bases), new), second)
 

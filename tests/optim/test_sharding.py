@@ -12,9 +12,8 @@ MESHES = {
 }
 
 
-@pytest.fixture(scope="module", params=MESHES)
-def report(request):
-    """What sharded_muon.py found on 8 devices, what XLA said, and how the momentum should lie."""
+def on_eight_devices(script, *arguments):
+    """What a script of this folder found on 8 devices, and what XLA said."""
     environment = os.environ | {
         "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
         "JAX_PLATFORMS": "cpu",
@@ -22,17 +21,22 @@ def report(request):
     }
     # The compile cache would hold the warnings back.
     environment.pop("JAX_COMPILATION_CACHE_DIR", None)
-    script = Path(__file__).with_name("sharded_muon.py")
-    mesh, mesh_axis, momentum = MESHES[request.param]
     done = subprocess.run(
-        [sys.executable, script, mesh, mesh_axis],
+        [sys.executable, Path(__file__).with_name(script), *arguments],
         env=environment,
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    return json.loads(done.stdout) | {"log": done.stderr, "wanted momentum": momentum}
+    return json.loads(done.stdout) | {"log": done.stderr}
+
+
+@pytest.fixture(scope="module", params=MESHES)
+def report(request):
+    """sharded_muon.py's, and how the momentum should lie."""
+    mesh, mesh_axis, momentum = MESHES[request.param]
+    return on_eight_devices("sharded_muon.py", mesh, mesh_axis) | {"wanted momentum": momentum}
 
 
 def test_no_collective_inside_the_iteration(report):
@@ -57,3 +61,22 @@ def test_updates_are_those_of_one_device(report):
 
 def test_momentum_is_sharded_like_its_parameter(report):
     assert report["momentum"] == report["wanted momentum"]
+
+
+@pytest.fixture(scope="module")
+def states():
+    """What sharded_state.py found for each optimizer."""
+    return on_eight_devices("sharded_state.py", "fsdp=4,tensor=2")
+
+
+@pytest.mark.parametrize("name", ["normuon", "adamuon", "muonh", "soap"])
+def test_statistics_are_split_like_their_parameters(states, name):
+    """Each device holds an eighth, but for a few numbers that no axis divides; and the updates are those of one device."""
+    assert states[name]["bytes on a device"] < 1.05 * states[name]["bytes"] / 8
+    assert states[name]["difference"] < 2e-6 < 0.01 * states[name]["largest"]
+
+
+def test_soap_decomposes_on_each_device_its_share_alone(states):
+    """Two leaves of three layers have 12 preconditioners of 32x32: two on each of 8 devices, the last four of zeros."""
+    assert {tuple(shape) for shape in states["soap"]["decomposed"]} == {("2", "32")}
+    assert "Involuntary full rematerialization" not in states["log"]
