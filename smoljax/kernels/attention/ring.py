@@ -4,8 +4,8 @@ Columns are in zig-zag order (ring_order.py): of the two chunks of queries and t
 pairs matter on every device, so all devices compute the same. No device ever holds more keys than its own and those
 in passing.
 
-B batch, S sequence, N query heads, K key-value heads, H head width, E the two ends of the sequence that a device holds (its low and
-its high chunk), C columns of a chunk
+B batch, S sequence, N query heads, K key-value heads, H head width, C columns of a chunk. What has no suffix is a pair: the low
+and the high chunk that a device holds.
 """
 
 import dataclasses
@@ -23,6 +23,7 @@ from smoljax.kernels.attention import pallas_tpu, ring_chunks
 from smoljax.kernels.attention.pallas_tpu import blocks
 from smoljax.kernels.attention.pallas_tpu.attend import BATCH_AXES, HEADS_AXIS, SEQUENCE_AXIS
 from smoljax.kernels.attention.ring_order import devices
+from smoljax.kernels.attention.xla import MASKED
 
 LOW, HIGH = 0, 1
 
@@ -127,18 +128,19 @@ class Ring:
             return ((1, 1, n - 1),)
         return ((1, 1, reach), (n - 2 * reach, n - reach, n - 1)) if reach else ()
 
-    def pairs(self, here, step):
-        """(end of the queries, end of the keys, chunks between them) that matter to device `here` at a step from 1 on."""
-        there = (here - step) % self.devices  # Whose keys are here now.
-        # Both low chunks where the keys come from before this device, both high ones where they come from behind it.
-        end = jnp.where(there < here, LOW, HIGH)
-        near = (end, end, jnp.abs(here - there))
-        far = (HIGH, LOW, 2 * self.devices - 1 - here - there)
-        return (near, far) if self.reach > 1 else (near,)
+    def near(self, here, step):
+        """Of the two pairs of chunks that matter to device `here` at a step from 1 on, the one that is of the same end.
 
-    def own_pairs(self, here):
-        """The same of a device's own chunks, those with themselves left out."""
-        return ((HIGH, LOW, 2 * self.devices - 1 - 2 * here),) if self.reach else ()
+        Returns:
+          Whether both chunks are the low ones (keys of a device before this one) or the high ones, and how many chunks apart
+          they are.
+        """
+        there = (here - step) % self.devices  # Whose keys are here now.
+        return there < here, jnp.abs(here - there)
+
+    def far(self, here, step):
+        """The other pair, the high queries and the low keys: how many chunks apart. At step 0, of a device's own."""
+        return 2 * self.devices - 1 - here - (here - step) % self.devices
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -148,33 +150,34 @@ def _local(ring, q_BSNH, k_BSKH, v_BSKH, ids_BS):
 
 def _forward(ring, q_BSNH, k_BSKH, v_BSKH, ids_BS):
     q, *keys = (_ends(x) for x in (q_BSNH, k_BSKH, v_BSKH, ids_BS))
-    q_ids, here = keys[2], jax.lax.axis_index(SEQUENCE_AXIS)
+    ids, here = keys[2], jax.lax.axis_index(SEQUENCE_AXIS)
 
-    def meet(so_far, keys, pairs):
-        out_EBCNH, lse_EBNC, max_BN = so_far
-        for end, key_end, distance in pairs:
-            part_BCNH, part_BNC, part_BN = ring.forward(
-                _take(q, end),
-                *(_take(x, key_end) for x in keys[:2]),
-                *(_take(x, at) for x, at in ((q_ids, end), (keys[2], key_end))),
-                causal=False,
-                shift=distance * ring.chunk,
-            )
-            joined = _join(_take(out_EBCNH, end), _take(lse_EBNC, end), part_BCNH, part_BNC)
-            out_EBCNH, lse_EBNC = (
-                jax.lax.dynamic_update_index_in_dim(x, new, end, 0)
-                for x, new in zip((out_EBCNH, lse_EBNC), joined)
-            )
-            max_BN = jnp.maximum(max_BN, part_BN)
-        return out_EBCNH, lse_EBNC, max_BN
+    def meet(keys, end, key_end, distance, *, causal=False):
+        k_BCKH, v_BCKH, key_ids_BC = (x[key_end] for x in keys)
+        shift = distance * ring.chunk
+        chunks = (q[end], k_BCKH, v_BCKH, ids[end], key_ids_BC)
+        return ring.forward(*chunks, causal=causal, shift=shift)
 
-    out, lse, largest = ring.forward(
-        *(_merge_rows(x) for x in (q, *keys[:2], q_ids, q_ids)),
-        causal=True,
-        shift=0,
-    )
-    start = (*(_split_rows(x) for x in (out, lse)), _split_rows(largest).max(0))
-    so_far = meet(start, keys, ring.own_pairs(here))
+    def visit(so_far, keys, number):
+        (low, high), max_BN = so_far
+        is_low, distance = ring.near(here, number)
+        near = jax.lax.cond(
+            is_low, lambda: meet(keys, LOW, LOW, distance), lambda: meet(keys, HIGH, HIGH, distance)
+        )
+        low, high = _join(low, near, counts=is_low), _join(high, near, counts=~is_low)
+        max_BN = jnp.maximum(max_BN, near[2])
+        if ring.reach > 1:
+            far = meet(keys, HIGH, LOW, ring.far(here, number))
+            high, max_BN = _join(high, far), jnp.maximum(max_BN, far[2])
+        return (low, high), max_BN
+
+    *low, max_BN = meet(keys, LOW, LOW, 0, causal=True)
+    *high, high_max_BN = meet(keys, HIGH, HIGH, 0, causal=True)
+    max_BN = jnp.maximum(max_BN, high_max_BN)
+    if ring.reach:
+        far = meet(keys, HIGH, LOW, ring.far(here, 0))
+        high, max_BN = _join(high, far), jnp.maximum(max_BN, far[2])
+    so_far = ((tuple(low), tuple(high)), max_BN)
 
     for jump, first, last in ring.stretches:
         keys = _send(ring, keys, jump)
@@ -182,79 +185,90 @@ def _forward(ring, q_BSNH, k_BSKH, v_BSKH, ids_BS):
         def step(carry, number):
             so_far, keys = carry
             following = _send(ring, keys, 1)  # While this step computes.
-            return (meet(so_far, keys, ring.pairs(here, number)), following), None
+            return (visit(so_far, keys, number), following), None
 
         (so_far, keys), _ = jax.lax.scan(step, (so_far, keys), jnp.arange(first, last))
-        so_far = meet(so_far, keys, ring.pairs(here, last))
+        so_far = visit(so_far, keys, last)
 
-    out_EBCNH, lse_EBNC, max_BN = so_far
-    output_BSNH = checkpoint_name(_columns(out_EBCNH.astype(q.dtype)), "attention_output")
-    lse_EBNC = checkpoint_name(lse_EBNC, "attention_logsum")
-    saved = (q_BSNH, k_BSKH, v_BSKH, ids_BS, output_BSNH, lse_EBNC)
-    return (output_BSNH, max_BN[:, None]), saved
+    (low, high), max_BN = so_far
+    output_BSNH = jnp.concatenate([low[0], high[0]], axis=1).astype(q_BSNH.dtype)
+    output_BSNH = checkpoint_name(output_BSNH, "attention_output")
+    lse = checkpoint_name((low[1], high[1]), "attention_logsum")
+    return (output_BSNH, max_BN[:, None]), (q_BSNH, k_BSKH, v_BSKH, ids_BS, output_BSNH, lse)
 
 
 def _backward(ring, saved, cotangents):
     *arrays, lse = saved
     q, k, v, ids, out, dout = (_ends(x) for x in (*arrays, cotangents[0]))
-    product_EBCNH = dout.astype(jnp.float32) * out.astype(jnp.float32)
-    drop = jnp.swapaxes(jnp.sum(product_EBCNH, axis=-1), 2, 3)
-    rows, here = (q, dout, lse, drop, ids), jax.lax.axis_index(SEQUENCE_AXIS)
+    drop = [pallas_tpu.drop(out[end], dout[end]) for end in (LOW, HIGH)]
+    here = jax.lax.axis_index(SEQUENCE_AXIS)
 
-    def gradients(rows, keys, **mask):
-        (q, dout, lse, drop, q_ids), (k, v, k_ids) = rows, keys
-        return ring.backward(q, k, v, dout, lse, drop, q_ids, k_ids, **mask)
+    def meet(keys, end, key_end, distance, *, causal=False):
+        """dq [B, C, N, H] of these queries, and dk and dv [B, C, K, H] of these keys, from each other."""
+        k_BCKH, v_BCKH, key_ids_BC = (x[key_end] for x in keys)
+        rows = (dout[end], lse[end], drop[end], ids[end])
+        shift = distance * ring.chunk
+        return ring.backward(q[end], k_BCKH, v_BCKH, *rows, key_ids_BC, causal=causal, shift=shift)
 
-    def meet(dq, dkeys, keys, pairs):
-        for end, key_end, distance in pairs:
-            part_dq, *part_dkeys = gradients(
-                [_take(x, end) for x in rows],
-                [_take(x, key_end) for x in keys],
-                causal=False,
-                shift=distance * ring.chunk,
-            )
-            dq = _add(dq, part_dq, end)
-            dkeys = [_add(x, part, key_end) for x, part in zip(dkeys, part_dkeys)]
+    def visit(dq, keys, number):
+        """dq with what this step adds, and what it adds to the gradients of the keys that are here."""
+        is_low, distance = ring.near(here, number)
+        dq_BCNH, *dkeys = jax.lax.cond(
+            is_low, lambda: meet(keys, LOW, LOW, distance), lambda: meet(keys, HIGH, HIGH, distance)
+        )
+        dq = (dq[LOW] + jnp.where(is_low, dq_BCNH, 0), dq[HIGH] + jnp.where(is_low, 0, dq_BCNH))
+        dkeys = [(jnp.where(is_low, x, 0), jnp.where(is_low, 0, x)) for x in dkeys]
+        if ring.reach > 1:
+            dq, dkeys = add_far(dq, dkeys, keys, number)
         return dq, dkeys
 
+    def add_far(dq, dkeys, keys, number):
+        dq_BCNH, *more = meet(keys, HIGH, LOW, ring.far(here, number))
+        dkeys = [(low + x, high) for (low, high), x in zip(dkeys, more)]
+        return (dq[LOW], dq[HIGH] + dq_BCNH), dkeys
+
     keys = (k, v, ids)
-    own = gradients(
-        [_merge_rows(x) for x in rows], [_merge_rows(x) for x in keys], causal=True, shift=0
-    )
-    dq, *dkeys = (_split_rows(x) for x in own)
-    dq, dkeys = meet(dq, dkeys, keys, ring.own_pairs(here))
+    own = [meet(keys, end, end, 0, causal=True) for end in (LOW, HIGH)]
+    dq, *dkeys = zip(*own)
+    if ring.reach:
+        dq, dkeys = add_far(dq, dkeys, keys, 0)
 
     # The gradients of a device's keys begin there, follow them one step behind, and come home after the last.
     for jump, first, last in ring.stretches:
         keys, dkeys = _send(ring, keys, jump), _send(ring, dkeys, jump - 1)
 
-        def visit(dq, dkeys, keys, number):
-            dq, new = meet(dq, [jnp.zeros_like(x) for x in dkeys], keys, ring.pairs(here, number))
-            arrived = _send(ring, dkeys, 1)
-            return dq, [x + more for x, more in zip(arrived, new)]
+        def follow(dq, dkeys, keys, number):
+            dq, new = visit(dq, keys, number)
+            return dq, jax.tree.map(jnp.add, _send(ring, dkeys, 1), new)
 
         def step(carry, number):
             following = _send(ring, carry[2], 1)
-            return (*visit(*carry, number), following), None
+            return (*follow(*carry, number), following), None
 
         carry, _ = jax.lax.scan(step, (dq, dkeys, keys), jnp.arange(first, last))
         keys = carry[2]
-        dq, dkeys = visit(*carry, last)
+        dq, dkeys = follow(*carry, last)
     if ring.stretches:
         dkeys = _send(ring, dkeys, 1)
-    return *(_columns(x.astype(q.dtype)) for x in (dq, *dkeys)), None
+    gradients = (jnp.concatenate(x, axis=1).astype(cotangents[0].dtype) for x in (dq, *dkeys))
+    return *gradients, None
 
 
 _local.defvjp(_forward, _backward)
 
 
-def _join(out_BCNH, lse_BNC, part_BCNH, part_BNC):
-    """Attention to two sets of keys from that to each. Of the second a query may see none (log-sum-exp -1e30: share 0)."""
+def _join(so_far, part, *, counts=True):
+    """(output, log-sum-exp) of attention to two sets of keys from those to each.
+
+    Of the second a query may see none (log-sum-exp -1e30): its share is 0. Likewise for all where it does not count.
+    """
+    out_BCNH, lse_BNC = so_far
+    part_BNC = jnp.where(counts, part[1], MASKED)
     joined_BNC = jnp.logaddexp(lse_BNC, part_BNC)
     share_BCN1, part_BCN1 = (
         jnp.swapaxes(jnp.exp(x - joined_BNC), 1, 2)[..., None] for x in (lse_BNC, part_BNC)
     )
-    return share_BCN1 * out_BCNH + part_BCN1 * part_BCNH, joined_BNC
+    return share_BCN1 * out_BCNH + part_BCN1 * part[0], joined_BNC
 
 
 def _send(ring, arrays, hop):
@@ -292,31 +306,5 @@ def _check_divides(q_BSNH, k_BSKH, batch_parts, head_parts):
 
 
 def _ends(x_BS):
-    """[B, 2C, ...] to [E, B, C, ...]; None stays."""
-    if x_BS is None:
-        return None
-    B, S = x_BS.shape[:2]
-    return jnp.moveaxis(x_BS.reshape(B, 2, S // 2, *x_BS.shape[2:]), 1, 0)
-
-
-def _columns(x_EBC):
-    """[E, B, C, ...] back to [B, 2C, ...]."""
-    x_BEC = jnp.moveaxis(x_EBC, 0, 1)
-    B, E, C = x_BEC.shape[:3]
-    return x_BEC.reshape(B, E * C, *x_BEC.shape[3:])
-
-
-def _merge_rows(x_EB):
-    return None if x_EB is None else x_EB.reshape(-1, *x_EB.shape[2:])
-
-
-def _split_rows(x_EB):
-    return x_EB.reshape(2, -1, *x_EB.shape[1:])
-
-
-def _take(x_E, end):
-    return None if x_E is None else jax.lax.dynamic_index_in_dim(x_E, end, 0, keepdims=False)
-
-
-def _add(x_E, part, end):
-    return jax.lax.dynamic_update_index_in_dim(x_E, _take(x_E, end) + part, end, 0)
+    """The low chunk and the high one, [B, C, ...] each; None for each where there is no array."""
+    return (None, None) if x_BS is None else tuple(jnp.split(x_BS, 2, axis=1))
