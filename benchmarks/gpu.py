@@ -116,7 +116,7 @@ class Table:
     def __init__(self, device: str | None):
         date = datetime.date.today().isoformat()
         self._path = None if device is None else Path(f"benchmarks/results/gpu_{date}.md")
-        method = "\n".join(__doc__.split("\n\n")[2].splitlines()[:-2])
+        method = __doc__.split("\n\n")[2]
         self._text = f"# Attention and training on one GPU: {device}\n\n{method}\n"
 
     def heading(self, line: str) -> None:
