@@ -101,8 +101,8 @@ def _run(config, params, tokens_BS, segment_ids_BS, positions_BS, *, return_max_
 
     On a mesh that splits the sequence, the decoder runs in the zig-zag order of columns that ring attention balances its work by;
     all of it but attention treats columns alike. The order is taken here and given back here, so that nobody outside
-    (losses over shifted tokens, evaluation, callers of `forward`) can meet it. That costs one exchange of the hidden states
-    between neighbours for a whole pass: 16 MiB a device for 64k tokens of width 2048 over 8, in bfloat16.
+    (losses over shifted tokens, evaluation, callers of `forward`) can meet it. That costs one exchange of the hidden states for a
+    whole pass: a device sends its own, 32 MiB of a sequence of 64k tokens over 8 devices at width 2048 in bfloat16, and gets as many.
     """
     for name, array in (("segment_ids", segment_ids_BS), ("positions", positions_BS)):
         if array is not None and array.shape != tokens_BS.shape:
