@@ -61,6 +61,12 @@ def test_a_kernel_of_the_forward_pass_may_run_again_for_the_backward_one():
     assert hlo.read(text).kernels == (hlo.Kernel("kernel", 36, False, again=True),)
 
 
+def test_exchanges_that_jax_writes_itself_all_have_channel_1():
+    gather = next(line for line in LOOP.splitlines() if "all-gather" in line)
+    twice = LOOP.replace(gather, gather + "\n" + gather.replace("%gather", "%other"))
+    assert [c.trips for c in hlo.read(twice).collectives] == [36, 36]
+
+
 def test_a_loop_counted_in_unsigned_numbers():
     text = LOOP.replace("s32[]{:T(128)} constant(36)", "u32[]{:T(128)} constant(5)")
     assert hlo.read(text).total_cycles == 5 * 1050 + 7
