@@ -189,7 +189,7 @@ described = topologies.get_topology_desc(
 axes = ("data", "fsdp", "tensor", "context")
 mesh = Mesh(np.array(described.devices).reshape(1, 2, 2, 1), axes, axis_types=(AxisType.Auto,) * 4)
 spec = NamedSharding(mesh, PartitionSpec(("data", "fsdp"), None, "tensor"))
-for H in (64, 128, 256):
+for H in (64, 96, 128, 256):
     q = jax.ShapeDtypeStruct((2, 1024, 4, H), jnp.bfloat16, sharding=spec)
     k = jax.ShapeDtypeStruct((2, 1024, 2, H), jnp.bfloat16, sharding=spec)
     ids = jax.ShapeDtypeStruct((2, 1024), jnp.int32)
@@ -229,5 +229,5 @@ def test_compiles_for_an_h100_on_a_mesh():
     assert ended.returncode == 0, ended.stderr[-2000:]
     *lines, refused = ended.stdout.splitlines()
     # Forward once, dq once, dk and dv once.
-    assert lines == ["64 3", "128 3", "256 3"]
+    assert lines == ["64 3", "96 3", "128 3", "256 3"]
     assert "key-value heads" in refused

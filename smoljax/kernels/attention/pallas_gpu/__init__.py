@@ -7,8 +7,9 @@ machine code: tests/kernels/attention/test_pallas_gpu.py does all three. They ha
 The price: compute capability 9.x only, bf16 and f16 only (products of f32 exist as TF32 alone, and not with transposed factors),
 and an interface that JAX calls unstable. No `pl.CostEstimate` is attached: Mosaic GPU's lowering drops it (jax 0.10.2).
 
-By ptxas for sm_90a nothing spills from registers at head widths 64 and 96; at 128 with segments 112 bytes of a thread do in
-the forward kernel and 64 in that of dk and dv, and at 256 244, 240 (dq) and 1728.
+By ptxas 12.9 for sm_90a (that test for an H100, with MOSAIC_GPU_DUMP_PTXAS=1 and MOSAIC_GPU_DUMP_TO=DIR) nothing spills from
+registers at head widths 64 and 96; at 128 a thread spills 112 bytes in the forward kernel, none in that of dq and 64 in that of dk
+and dv; at 256 it is 244, 240 and 1728.
 """
 
 from smoljax.kernels.attention.pallas_gpu.attend import attend, refusal
