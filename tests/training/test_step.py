@@ -123,7 +123,11 @@ def test_an_unknown_quantisation_is_named():
 
 def test_every_mesh_gives_the_losses_of_one_device():
     """On 8 forced devices, in a process of its own: the number of devices is fixed when JAX starts."""
-    meshes = [{"data": 1, "fsdp": 8}, {"data": 1, "fsdp": 2, "tensor": 2, "context": 2}]
+    meshes = [
+        {"data": 1, "fsdp": 8},
+        {"data": 1, "fsdp": 2, "tensor": 2, "context": 2},
+        {"data": 1, "context": 8},
+    ]
     program = (
         "import json, sys\n"
         "from smoljax import parallel\n"
