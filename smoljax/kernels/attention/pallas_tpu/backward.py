@@ -104,7 +104,7 @@ def _call(arrays, ids, shift_1, steps: Steps, kernel, *, pairs, scores, dtype, G
         flushed = pl.BlockSpec((None, None, H, C), when_flushed)
         out_specs, out_shape = [query, flushed, flushed], [dq_shape, dk_shape, dk_shape]
         scratch_shapes = [dq_acc] + [pltpu.VMEM((H, T), jnp.float32)] * 2
-    computed = B * N * steps.most * Q * C
+    computed = B * N * steps.pairs * Q * C
     moved = 3 * q_BNHS.size + 2 * computed * H // (G * Q)
     return pl.pallas_call(
         functools.partial(kernel, pairs=pairs, scores=scores, most=steps.most),
@@ -133,7 +133,7 @@ def _call(arrays, ids, shift_1, steps: Steps, kernel, *, pairs, scores, dtype, G
 
 
 def _weights(inputs, g, allowed_CQ, scores):
-    """Probabilities of head g and the gradient of the scores before their factor, f32 [C, Q]."""
+    """Probabilities of head g and the gradient of the scores before their factor, [C, Q] in the dtype of products."""
     q_GHQ, k_HC, v_HC, dout_GHQ, lse_G1Q, drop_G1Q = inputs[:6]
     raw_CQ = scores.raw(q_GHQ[g], k_HC[...])
     weights_CQ = jnp.exp2(scores.powers(raw_CQ) - LOG2_E * lse_G1Q[g])
@@ -143,7 +143,7 @@ def _weights(inputs, g, allowed_CQ, scores):
     dscores_CQ = weights_CQ * (dweights_CQ - drop_G1Q[g])
     if scores.logit_cap is not None:
         dscores_CQ *= 1.0 - jnp.square(scores.bent(raw_CQ))
-    return weights_CQ, dscores_CQ
+    return weights_CQ.astype(k_HC.dtype), dscores_CQ.astype(k_HC.dtype)
 
 
 def _all_kernel(entries, shift, *refs, pairs, scores, most):
@@ -162,12 +162,12 @@ def _all_kernel(entries, shift, *refs, pairs, scores, most):
     def _():
         dq_acc_GHQ[...] = jnp.zeros_like(dq_acc_GHQ)
 
-    def add(g, allowed_CQ):
-        weights_CQ, dscores_CQ = _weights(inputs, g, allowed_CQ, scores)
-        dscores_CQ = dscores_CQ.astype(k_HC.dtype)
-        dv_acc_HT[:, at] += product(dout_GHQ[g], weights_CQ.astype(k_HC.dtype), BOTH_LAST)
-        dk_acc_HT[:, at] += product(q_GHQ[g], dscores_CQ, BOTH_LAST)
-        dq_acc_GHQ[g] += product(k_HC[...], dscores_CQ, ROWS)
+    def add(some, allowed_CQ):
+        for g in some:
+            weights_CQ, dscores_CQ = _weights(inputs, g, allowed_CQ, scores)
+            dv_acc_HT[:, at] += product(dout_GHQ[g], weights_CQ, BOTH_LAST)
+            dk_acc_HT[:, at] += product(q_GHQ[g], dscores_CQ, BOTH_LAST)
+            dq_acc_GHQ[g] += product(k_HC[...], dscores_CQ, ROWS)
 
     distance = shift[0] + i * pairs.queries - j * pairs.keys
     for_heads(add, todo, distance, inputs[6:], pairs=pairs, count=q_GHQ.shape[0])
@@ -191,9 +191,10 @@ def _queries_kernel(entries, shift, *refs, pairs, scores, most):
     def _():
         acc_GHQ[...] = jnp.zeros_like(acc_GHQ)
 
-    def add(g, allowed_CQ):
-        _, dscores_CQ = _weights(inputs, g, allowed_CQ, scores)
-        acc_GHQ[g] += product(k_HC[...], dscores_CQ.astype(k_HC.dtype), ROWS)
+    def add(some, allowed_CQ):
+        for g in some:
+            _, dscores_CQ = _weights(inputs, g, allowed_CQ, scores)
+            acc_GHQ[g] += product(k_HC[...], dscores_CQ, ROWS)
 
     distance = shift[0] + i * pairs.queries - j * pairs.keys
     for_heads(add, todo, distance, inputs[6:], pairs=pairs, count=acc_GHQ.shape[0])
@@ -214,10 +215,11 @@ def _keys_kernel(entries, shift, *refs, pairs, scores, most):
         dk_acc_HC[...] = jnp.zeros_like(dk_acc_HC)
         dv_acc_HC[...] = jnp.zeros_like(dv_acc_HC)
 
-    def add(g, allowed_CQ):
-        weights_CQ, dscores_CQ = _weights(inputs, g, allowed_CQ, scores)
-        dv_acc_HC[...] += product(dout_GHQ[g], weights_CQ.astype(q_GHQ.dtype), BOTH_LAST)
-        dk_acc_HC[...] += product(q_GHQ[g], dscores_CQ.astype(q_GHQ.dtype), BOTH_LAST)
+    def add(some, allowed_CQ):
+        for g in some:
+            weights_CQ, dscores_CQ = _weights(inputs, g, allowed_CQ, scores)
+            dv_acc_HC[...] += product(dout_GHQ[g], weights_CQ, BOTH_LAST)
+            dk_acc_HC[...] += product(q_GHQ[g], dscores_CQ, BOTH_LAST)
 
     distance = shift[0] + i * pairs.queries - j * pairs.keys
     for_heads(add, todo, distance, inputs[6:], pairs=pairs, count=q_GHQ.shape[0])

@@ -17,8 +17,11 @@ VMEM = (
     14 * 2**20
 )  # Bytes that a kernel may take by the estimate in `heads`, of the 16 MiB that v5e scopes by default.
 
-# (queries, keys) of a block per generation and pass. All stay within the default 16 MiB of scoped VMEM at head width 256
-# in f32, and the compiler's refusal shows ahead of time (tests/kernels/attention/test_pallas_tpu.py).
+# (queries, keys) of a block per generation and pass, by the bundles of instructions that the compiler schedules for the scores
+# of 512 by 512 positions in a block without a mask, head width 128 (benchmarks/attention_tpu.py says what they mean). Forward:
+# v5e 1289 and v6e 797; in blocks of 512 by 1024 v6e 759. Backward: v5e 2293 and 2330, v6e 1155 and 1116, and in blocks of 1024 by
+# 512 v6e 1135. A causal sequence of 4096 computes 1/8 more than it needs in blocks of 512 by 512 and 3/16 more in blocks of
+# 512 by 1024, which is as much as they win; documents are shorter still. Blocks of 256 by 512 took v6e a quarter more.
 _SIZES = {
     "v5e": {"forward": (512, 512), "backward": (512, 512)},
     "v5p": {"forward": (512, 512), "backward": (512, 512)},
@@ -100,11 +103,13 @@ class Steps(NamedTuple):
     Attributes:
       list: int32 [B * P]; each is a block of queries, a block of keys and what to do there (`step`).
       most: P, an int.
+      pairs: how many of them can be computed, an int: what a kernel is estimated by.
       count: steps of the longest row's list, an int, or int32 where segments or shift decide; the rest do nothing.
     """
 
     list: jax.Array | np.ndarray
     most: int
+    pairs: int
     count: jax.Array | int
 
 
@@ -129,22 +134,22 @@ def step(entry) -> tuple:
 class Schedule(NamedTuple):
     """Which pairs of blocks meet: `some` hold a pair of positions that see each other, `whole` hold no other.
 
-    Both bool [B, I, J], NumPy where nothing is traced; `most` is how many of `some` there can be in a row, an int.
+    Both bool [B, I, J], NumPy where nothing is traced; `pairs` is how many of `some` there can be in a row, an int.
     """
 
     some: jax.Array | np.ndarray
     whole: jax.Array | np.ndarray
-    most: int
+    pairs: int
 
     def by_queries(self, *, flush: bool = False) -> Steps:
         """Keys of the first block of queries, then of the next; with `flush`, all blocks of keys once more at the end."""
-        return _steps(self.some, self.whole, self.most, swapped=False, flush=flush)
+        return _steps(self.some, self.whole, self.pairs, swapped=False, flush=flush)
 
     def by_keys(self) -> Steps:
         """Queries of the first block of keys, then of the next."""
         swap = (0, 2, 1)
         return _steps(
-            self.some.transpose(swap), self.whole.transpose(swap), self.most, swapped=True
+            self.some.transpose(swap), self.whole.transpose(swap), self.pairs, swapped=True
         )
 
 
@@ -181,44 +186,38 @@ def schedule(pairs: Pairs, lengths, shift, ids, batch: int) -> Schedule:
     return Schedule(some_BIJ, whole_IJ[None] & one_BIJ, most)
 
 
-def _steps(some_BIJ, whole_BIJ, most, *, swapped, flush=False):
+def _steps(some_BIJ, whole_BIJ, pairs, *, swapped, flush=False) -> Steps:
     """The list of steps; a block of the first kind without a partner gets one step, in which it is written."""
     xp = np if isinstance(some_BIJ, np.ndarray) else jnp
     B, I, J = some_BIJ.shape
-    most += I  # As many can be without a partner.
-    if xp is np:
-        most = int((some_BIJ.sum(2) + ~some_BIJ.any(2)).sum(1).max())
     idle_BI1 = ~some_BIJ.any(2, keepdims=True)
     listed_BX = (some_BIJ | (idle_BI1 & (np.arange(J) == 0)[None, None])).reshape(B, I * J)
     count_B1 = listed_BX.sum(1, keepdims=True)
-    most = min(most, I * J)
-    place_BP = xp.argsort(~listed_BX, axis=1, stable=True)[:, :most]
+    most = int(count_B1.max()) if xp is np else min(pairs + I, I * J)
     index_1P = np.arange(most)[None]
-    place_BP = xp.where(
-        index_1P < count_B1, place_BP, xp.take_along_axis(place_BP, count_B1 - 1, axis=1)
-    )
+    place_BP = xp.argsort(~listed_BX, axis=1, stable=True)[:, :most]
+    final_B1 = xp.take_along_axis(place_BP, count_B1 - 1, axis=1)
+    place_BP = xp.where(index_1P < count_B1, place_BP, final_B1)
     major_BP, minor_BP = place_BP // J, place_BP % J
     edge_BP = xp.concatenate([xp.ones((B, 1), bool), major_BP[:, 1:] != major_BP[:, :-1]], axis=1)
-    flat = (x.reshape(B, I * J) for x in (some_BIJ, whole_BIJ))
-    compute_BP, all_BP = (xp.take_along_axis(x, place_BP, axis=1) for x in flat)
     last_BP = xp.concatenate([edge_BP[:, 1:], xp.zeros((B, 1), bool)], axis=1)
     last_BP |= index_1P == count_B1 - 1
-    flags_BP = COMPUTE * compute_BP + WHOLE * all_BP + FIRST * edge_BP + LAST * last_BP
+    flat = (x.reshape(B, I * J) for x in (some_BIJ, whole_BIJ))
+    some_BP, whole_BP = (xp.take_along_axis(x, place_BP, axis=1) for x in flat)
+    flags_BP = COMPUTE * some_BP + WHOLE * whole_BP + FIRST * edge_BP + LAST * last_BP
     flags_BP = xp.where(index_1P < count_B1, flags_BP, 0)
     if flush:
-        most += J
-        index_1P = np.arange(most)[None]
-        padding = ((0, 0), (0, J))
-        over_BP = index_1P - count_B1
-        major_BP, minor_BP = (xp.pad(x, padding, mode="edge") for x in (major_BP, minor_BP))
+        wide = ((0, 0), (0, J))
+        over_BP = np.arange(most + J)[None] - count_B1
+        major_BP, minor_BP = (xp.pad(x, wide, mode="edge") for x in (major_BP, minor_BP))
         minor_BP = xp.where(over_BP < 0, minor_BP, xp.clip(over_BP, 0, J - 1))
         # The rest of a shorter row's list writes its last block again: no other may come after it.
-        flags_BP = xp.where(over_BP < 0, xp.pad(flags_BP, padding), FLUSH)
-        count_B1 = count_B1 + J
+        flags_BP = xp.where(over_BP < 0, xp.pad(flags_BP, wide), FLUSH)
+        count_B1, most = count_B1 + J, most + J
     queries_BP, keys_BP = (minor_BP, major_BP) if swapped else (major_BP, minor_BP)
     entries_BP = (queries_BP << (_BITS + _KEY_BITS)) | (keys_BP << _BITS) | flags_BP
-    count = count_B1.max()
-    return Steps(entries_BP.astype(np.int32).reshape(-1), most, int(count) if xp is np else count)
+    count = int(count_B1.max()) if xp is np else count_B1.max()
+    return Steps(entries_BP.astype(np.int32).reshape(-1), most, pairs, count)
 
 
 def sizes(lengths: tuple[int, int], generation: str, direction: str) -> tuple[int, int]:

@@ -127,7 +127,7 @@ def run(
         in_specs.append(pl.BlockSpec((None, 1, Q), lambda b, *at: (b, 0, queries(b, *at))))
         in_specs.append(pl.BlockSpec((None, 1, C), lambda b, *at: (b, 0, keys(b, *at))))
         inputs += [x[:, None] for x in ids]
-    computed = B * N * steps.most * Q * C
+    computed = B * N * steps.pairs * Q * C
     return pl.pallas_call(
         functools.partial(
             _kernel, pairs=pairs, documents=ids is not None, most=steps.most, scores=scores
@@ -182,21 +182,16 @@ def _kernel(entries, shift, q_GHQ, k_HC, v_HC, *rest, pairs, documents, most, sc
         sum_G1Q[...] = jnp.zeros_like(sum_G1Q)
         acc_GHQ[...] = jnp.zeros_like(acc_GHQ)
 
-    def add(g, allowed_CQ):
-        scores_CQ = scores.raw(q_GHQ[g], k_HC[...])
-        if allowed_CQ is not None:
-            scores_CQ = jnp.where(allowed_CQ, scores_CQ, MASKED)
-        old_1Q = max_G1Q[g]
-        new_1Q = jnp.maximum(old_1Q, jnp.max(scores_CQ, axis=0, keepdims=True))
-        max_G1Q[g] = new_1Q
-        powers_CQ, old_1Q, new_1Q = (scores.powers(x) for x in (scores_CQ, old_1Q, new_1Q))
-        if allowed_CQ is not None and scores.logit_cap is not None:
-            powers_CQ = jnp.where(allowed_CQ, powers_CQ, MASKED)
-        weights_CQ = jnp.exp2(powers_CQ - new_1Q)
-        shrink_1Q = jnp.exp2(old_1Q - new_1Q)
-        sum_G1Q[g] = shrink_1Q * sum_G1Q[g] + jnp.sum(weights_CQ, axis=0, keepdims=True)
-        update_HQ = product(v_HC[...], weights_CQ.astype(v_HC.dtype), ROWS)
-        acc_GHQ[g] = shrink_1Q * acc_GHQ[g] + update_HQ
+    def add(some, allowed_CQ):
+        # Reads before writes, for all heads: the compiler moves no read over a write, and took 7 (v5e) to 15 percent (v6e)
+        # more bundles head by head.
+        before = [(max_G1Q[g], sum_G1Q[g]) for g in some]
+        raw = [scores.raw(q_GHQ[g], k_HC[...]) for g in some]
+        after = [_softmax(raw_CQ, *x, allowed_CQ, scores) for raw_CQ, x in zip(raw, before)]
+        updates = [product(v_HC[...], x[3].astype(v_HC.dtype), ROWS) for x in after]
+        for g, (max_1Q, sum_1Q, shrink_1Q, _), update_HQ in zip(some, after, updates):
+            max_G1Q[g], sum_G1Q[g] = max_1Q, sum_1Q
+            acc_GHQ[g] = shrink_1Q * acc_GHQ[g] + update_HQ
 
     distance = shift[0] + i * pairs.queries - j * pairs.keys
     for_heads(add, todo, distance, ids, pairs=pairs, count=q_GHQ.shape[0])
@@ -218,11 +213,25 @@ def _kernel(entries, shift, q_GHQ, k_HC, v_HC, *rest, pairs, documents, most, sc
                 largest_G1L[g] = jnp.maximum(largest_G1L[g], largest_1Q[:, start : start + LANES])
 
 
-def for_heads(add, todo, distance, ids, *, pairs: Pairs, count: int):
-    """Calls `add(head, mask)` where a step says so, with None as the mask of a pair of blocks that needs none.
+def _softmax(raw_CQ, max_1Q, sum_1Q, allowed_CQ, scores):
+    """The largest score and the sum so far, what earlier sums shrink by, and the weights, of one head."""
+    if allowed_CQ is not None:
+        raw_CQ = jnp.where(allowed_CQ, raw_CQ, MASKED)
+    new_1Q = jnp.maximum(max_1Q, jnp.max(raw_CQ, axis=0, keepdims=True))
+    powers_CQ, old_power_1Q, power_1Q = (scores.powers(x) for x in (raw_CQ, max_1Q, new_1Q))
+    if allowed_CQ is not None and scores.logit_cap is not None:
+        powers_CQ = jnp.where(allowed_CQ, powers_CQ, MASKED)
+    weights_CQ = jnp.exp2(powers_CQ - power_1Q)
+    shrink_1Q = jnp.exp2(old_power_1Q - power_1Q)
+    sum_1Q = shrink_1Q * sum_1Q + jnp.sum(weights_CQ, axis=0, keepdims=True)
+    return new_1Q, sum_1Q, shrink_1Q, weights_CQ
 
-    There are `count` heads. Two or three of them are unrolled, so that the MXU has one's products to do during another's softmax; all of four would
-    take the compiler twice as long.
+
+def for_heads(add, todo, distance, ids, *, pairs: Pairs, count: int):
+    """Calls `add(heads, mask)` where a step says so, with None as the mask of a pair of blocks that needs none.
+
+    Of `count` heads it gets two or three at a time, so that the MXU has one's products to do during another's softmax; all of
+    four would take the compiler twice as long, and win 2 percent of bundles.
     """
     unrolled = max(size for size in (1, 2, 3) if count % size == 0)
 
@@ -230,8 +239,7 @@ def for_heads(add, todo, distance, ids, *, pairs: Pairs, count: int):
         @pl.loop(0, count // unrolled)
         def _(part):
             allowed_CQ = mask()
-            for g in range(unrolled):
-                add(part * unrolled + g, allowed_CQ)
+            add([part * unrolled + g for g in range(unrolled)], allowed_CQ)
 
     @pl.when(todo & (COMPUTE | WHOLE) == COMPUTE | WHOLE)
     def _():
