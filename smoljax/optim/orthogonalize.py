@@ -78,17 +78,30 @@ def orthogonalizer(
         results = {path: [None] * len(pieces) for path, pieces in matrices.items()}
         for (rows, _), members in groups.items():
             pieces = [matrices[path][index] for path, index in members]
-            stacks = [piece if piece.shape[1] == rows else piece.mT for piece in pieces]
+            turned = [
+                _is_turned(rows, piece, specs[path]) for piece, (path, _) in zip(pieces, members)
+            ]
+            stacks = [piece.mT if turn else piece for piece, turn in zip(pieces, turned)]
             done = iterate(stacks[0] if len(stacks) == 1 else jnp.concatenate(stacks))
             start = 0
-            for (path, index), piece in zip(members, pieces):
+            for (path, index), piece, turn in zip(members, pieces, turned):
                 part = _part(done, start, start + len(piece))
-                turned = piece.shape[1] != rows
-                results[path][index] = part._replace(matrices=part.matrices.mT) if turned else part
+                results[path][index] = part._replace(matrices=part.matrices.mT) if turn else part
                 start += len(piece)
         return results
 
     return orthogonalize
+
+
+def _is_turned(rows: int, piece: jax.Array, spec: MatrixSpec) -> bool:
+    """Whether a piece [B, d_in, d_out] goes into its stack as its transpose.
+
+    A square one does that comes from several axes, as attention's output from heads: so its model width stands first, as in
+    query, and a mesh cuts both the same way. Stacked otherwise, one would be sent to other devices first.
+    """
+    if piece.shape[1] != piece.shape[2]:
+        return piece.shape[1] != rows
+    return len(spec.inputs) > len(spec.outputs)
 
 
 def split_stack(
