@@ -4,8 +4,8 @@ Columns are in zig-zag order (ring_order.py): of the two chunks of queries and t
 pairs matter on every device, so all devices compute the same. No device ever holds more keys than its own and those
 in passing.
 
-B batch, S sequence, N query heads, K key-value heads, H head width, C columns of a chunk. What has no suffix is a pair: the low
-and the high chunk that a device holds.
+B batch, S sequence, N query heads, K key-value heads, H head width, C columns of a chunk, R devices of the ring. What has no
+suffix is a pair: the low and the high chunk that a device holds.
 """
 
 import dataclasses
@@ -68,13 +68,13 @@ def attend(
         functools.partial(backward, **scores),
     )
     spec = PartitionSpec(batch, SEQUENCE_AXIS, heads, None)
-    output_BSNH, max_BEN = jax.shard_map(
+    output_BSNH, max_BRN = jax.shard_map(
         lambda *arrays: _local(ring, *arrays),
         in_specs=(spec, spec, spec, None if segment_ids is None else PartitionSpec(*spec[:2])),
         out_specs=(spec, PartitionSpec(batch, SEQUENCE_AXIS, heads)),
         check_vma=False,
     )(q_BSNH, k_BSKH, v_BSKH, segment_ids)
-    return output_BSNH, jnp.max(max_BEN, axis=(0, 1))
+    return output_BSNH, jnp.max(max_BRN, axis=(0, 1))
 
 
 def refusal(*, causal: bool, seq_len: int) -> str | None:
