@@ -13,9 +13,7 @@ import numpy as np
 MASKED = -1e30  # Finite, so that no difference of two of them makes NaN.
 FILL = np.iinfo(np.int32).min  # Segment of the positions that fill up the last block.
 LANES = 128
-VMEM = (
-    14 * 2**20
-)  # Bytes that a kernel may take by the estimate in `heads`, of the 16 MiB that v5e scopes by default.
+VMEM = 15 * 2**20  # Bytes that a kernel may take by the estimate in `heads`; v5e scopes 16 MiB.
 
 # (queries, keys) of a block per generation and pass, by the bundles of instructions that the compiler schedules for the scores
 # of 512 by 512 positions in a block without a mask, head width 128 (benchmarks/attention_tpu.py says what they mean). Forward:
@@ -243,10 +241,14 @@ def heads(
     """
 
     def bytes_of(heads):
-        # Two buffers of each block and one f32 sum; the same of keys and values; scores and what is made of them.
+        # Two buffers of each block and one f32 sum; the same of keys and values; scores and what is made of them, which is
+        # four times as much where the MXU gets f32 factors in parts (measured: 16032 KiB at head width 256).
         per_query = heads * head_dim * (2 * blocks * itemsize + 4)
         per_key = head_dim * 8 * itemsize
-        return per_query * pairs.queries + per_key * pairs.keys + 10 * pairs.queries * pairs.keys
+        per_pair = 10 if itemsize == 2 else 40
+        return (
+            per_query * pairs.queries + per_key * pairs.keys + per_pair * pairs.queries * pairs.keys
+        )
 
     fitting = [size for size in (4, 3, 2, 1) if bytes_of(size) + accumulated <= VMEM]
     return max((size for size in fitting if group % size == 0), default=0)
