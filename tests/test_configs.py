@@ -65,6 +65,22 @@ def test_smollm3_3b_learns_at_the_published_rate():
         assert float(schedule(step)) == pytest.approx(rate, rel=1e-6), step
 
 
+def test_smollm3_3b_long_is_the_published_stage():
+    """long_context_32k_to_64.yaml: 22,000 steps of 36 sequences, theta 5e6; 1,000 steps up to 2e-5, then a cosine of 21,000 to 0."""
+    config = load_config("configs/smollm3_3b_long.py")
+    data, num_steps = config["data"], config["training"]["num_steps"]
+    assert data["batch_size"] * data["seq_len"] == 2_359_296
+    assert num_steps == 22_000
+    assert config["model"]["rope_theta"] == 5e6
+    schedule = optim.learning_rate_schedule(
+        configuration.build(optim.OptimizerConfig, config["optimizer"], "optimizer"), num_steps
+    )
+    published = {500: 1e-5, 1_000: 2e-5, 6_250: 1e-5 * (1 + 0.5**0.5), 11_500: 1e-5}
+    for step, rate in published.items():
+        assert float(schedule(step)) == pytest.approx(rate, rel=1e-5), step
+    assert float(schedule(22_000)) == 0.0
+
+
 def test_smollm3_mixtures_sum_to_what_was_published():
     stages = runpy.run_path("data/smollm3_mixtures.py")["STAGES"]
     assert [len(mixture) for _, mixture in stages] == [41, 46, 56]
