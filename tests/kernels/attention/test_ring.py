@@ -94,7 +94,7 @@ def test_without_a_mesh_it_is_refused_by_name():
 
 
 def test_on_eight_devices():
-    """110 seconds of one core, most of them to compile."""
+    """130 seconds of one core, most of them to compile."""
     environment = os.environ | {
         "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
