@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import fcntl
 import functools
+import gc
 import multiprocessing
 import os
 import shutil
@@ -162,6 +163,7 @@ def _serve(pipe: connection.Connection, directory: Path) -> None:
     signal.signal(
         signal.SIGINT, signal.SIG_IGN
     )  # Ctrl-C reaches the whole group; the parent decides.
+    gc.freeze()  # The collector writes to all it looks at, and what was loaded before would be shared no more.
     incoming: deque = deque()
     arrived = threading.Semaphore(0)
 
