@@ -70,6 +70,7 @@ CASES = {
         name="muon", scale="spectral", learning_rate=0.1, adamw_learning_rate=0.02, eps=1e-12
     ),
 }
+OPTIMIZERS = CASES | {"small": OptimizerConfig(name="adamw", learning_rate=0.001, eps=1e-12)}
 WIDTHS, DEPTHS = (64, 128, 256), (2, 8)
 
 
@@ -93,13 +94,14 @@ def model(width, depth, parametrization):
 
 
 @functools.cache
-def coordinates(config, case, steps=5):
+def coordinates(config, case, embedding=1, steps=5):
     """RMS of the logits and of what hidden states (before the readout's factor) and logits changed by, means of log over two seeds.
 
     The head begins at zero: random logits of a fresh model shrink with the width, and have nothing to do with the rates.
+    The embedding begins `embedding` times as large as the model has it.
     """
     optimizer = dataclasses.replace(
-        CASES[case], schedule="constant", weight_decay=0, clip_norm=None
+        OPTIMIZERS[case], schedule="constant", weight_decay=0, clip_norm=None
     )
     tokens_BS = jax.random.randint(jax.random.key(99), (4, 17), 0, config.vocab_size)
     transform = build(
@@ -126,6 +128,7 @@ def coordinates(config, case, steps=5):
     def run(seed):
         params = init(config, jax.random.key(seed))
         params["head"] = jnp.zeros_like(params["head"])
+        params["embedding"] = embedding * params["embedding"]
         before = activations(params)
         (params, _), _ = jax.lax.scan(step, (params, transform.init(params)), length=steps)
         after = activations(params)
@@ -136,9 +139,9 @@ def coordinates(config, case, steps=5):
     return {"change of hidden states": float(moved.mean()), "logits": float(logits.mean())}
 
 
-def slopes(models, sizes, case):
+def slopes(models, sizes, case, embedding=1):
     """Slope of log RMS over log size for each coordinate."""
-    values = [coordinates(config, case) for config in models]
+    values = [coordinates(config, case, embedding) for config in models]
     return {
         name: np.polyfit(np.log(sizes), [each[name] for each in values], 1)[0] for name in values[0]
     }
@@ -155,6 +158,13 @@ def test_without_it_they_grow_with_the_width():
     assert max(got.values()) > 0.3, got
 
 
-def test_completep_keeps_them_as_the_depth_grows():
-    got = slopes([model(64, depth, "completep") for depth in DEPTHS], DEPTHS, "adamw")
+def test_completep_keeps_them_as_the_depth_grows_and_mup_alone_does_not():
+    """Measured: -0.04 and 0.00 with the depth's multipliers, and hidden states whose change grows in proportion without them.
+
+    Embeddings have RMS 1 here and rates are small, so that the stream that the final norm divides by is the embedding's and
+    what it shows is the sum of what the layers changed.
+    """
+    got = slopes([model(64, depth, "completep") for depth in DEPTHS], DEPTHS, "small", 20)
     assert max(map(abs, got.values())) < 0.1, got
+    got = slopes([model(64, depth, "mup") for depth in DEPTHS], DEPTHS, "small", 20)
+    assert got["change of hidden states"] > 0.9, got
