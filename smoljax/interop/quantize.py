@@ -227,7 +227,7 @@ class _Activations(qwix.QuantizationProvider):
     def get_intercept_map(self):
         return super().get_intercept_map() | {
             "jax.numpy.einsum": self.einsum,
-            "smoljax.model.decoder.project": functools.partial(self.einsum, "bsd,df->bsf"),
+            "smoljax.model.decoder.project": self.einsum,
         }
 
     def einsum(self, spec, *operands, **options):

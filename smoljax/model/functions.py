@@ -5,6 +5,7 @@ L layers
 """
 
 import dataclasses
+import functools
 
 import flax.linen as nn
 import jax
@@ -30,9 +31,10 @@ def init(config: ModelConfig, key: jax.Array) -> dict:
 
 def logical_axes(config: ModelConfig) -> dict:
     """The tree of `init` with, for each parameter, the tuple of its axes' logical names."""
-    boxed = jax.eval_shape(lambda: _boxed(config, jax.random.key(0)))
     return jax.tree.map(
-        lambda box: tuple(box.names), boxed, is_leaf=lambda node: isinstance(node, nn.Partitioned)
+        lambda box: tuple(box.names),
+        _boxed_shapes(config),
+        is_leaf=lambda node: isinstance(node, nn.Partitioned),
     )
 
 
@@ -134,6 +136,12 @@ def _run(config, params, tokens_BS, segment_ids_BS, positions_BS, *, return_max_
         {"params": params}, tokens_BS, positions_BS
     )
     return to_sequence(hidden_BSD) if zigzag else hidden_BSD, handed_out
+
+
+@functools.cache
+def _boxed_shapes(config: ModelConfig) -> dict:
+    """`_boxed` with ShapeDtypeStructs; a start of training asks for it four times."""
+    return jax.eval_shape(lambda: _boxed(config, jax.random.key(0)))
 
 
 def _boxed(config: ModelConfig, key: jax.Array) -> dict:
