@@ -51,6 +51,12 @@ def search(
             _say("interrupted; what was tried until now is ranked")
             break
         progress.update(len(plans) - 1, _summary(plans[-1]))
+    else:
+        if len(plans) == 1:
+            _say(
+                f"nothing else divides over this machine: make config.data.batch_size ({first.batch_size}) "
+                f"a multiple of {first.topology.num_chips}"
+            )
     progress.close()
     return sorted(plans, key=_rank)
 
@@ -135,11 +141,6 @@ def ranking(plans: list[Plan], own: Plan) -> str:
     for plan in plans:
         mark = "*" if plan is own else " "
         lines.append(f"{mark} {_summary(plan)}")
-    if len(plans) == 1:
-        lines.append(
-            f"  nothing else divides over this machine: make config.data.batch_size ({own.batch_size}) a multiple of "
-            f"{own.topology.num_chips}"
-        )
     return "\n".join(lines)
 
 

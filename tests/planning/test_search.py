@@ -118,5 +118,11 @@ def test_an_interrupt_ranks_what_was_tried(capsys):
 
 def test_no_setting_is_begun_after_the_time(capsys):
     assert _search(FAST, minutes=1e-9) == [SLOW]
-    assert "--search_minutes" in capsys.readouterr().err
-    assert "batch_size" in ranking([SLOW], SLOW)
+    said = capsys.readouterr().err
+    assert "--search_minutes" in said
+    assert "batch_size" not in said
+
+
+def test_where_nothing_else_divides_it_says_so(capsys):
+    assert _search() == [SLOW]
+    assert "batch_size (1024) a multiple of 256" in capsys.readouterr().err
