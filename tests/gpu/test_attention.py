@@ -5,6 +5,8 @@ Everything in this folder is left out where JAX finds no GPU. Run it there with 
 B batch, S sequence, N query heads, K key-value heads, H head width
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,13 +14,15 @@ import pytest
 
 from smoljax.kernels import attention
 from smoljax.kernels.attention import api, pallas_gpu
+from smoljax.kernels.attention.request import Request
 
 pytestmark = pytest.mark.gpu
+PACKED = Request("gpu", "bfloat16", head_dim=64, seq_len=1000, documents=True)
 DOCUMENTS = [[1] * 300 + [2] * 13 + [3] * 500 + [0] * 187]
 
 
 def needs_hopper():
-    reason = pallas_gpu.refusal("gpu", "bfloat16", 64)
+    reason = pallas_gpu.refusal(PACKED)
     if reason:
         pytest.skip(reason)
 
@@ -102,8 +106,7 @@ def test_what_is_chosen_agrees_with_the_reference(dtype, documents):
 
 
 def test_the_choice_is_the_fastest_that_can():
-    asked = {"dtype": "bfloat16", "head_dim": 64, "max_logits": False}
-    assert api._choose(None, platform="gpu", segment_ids=False, **asked) == "cudnn"
-    packed = api._choose(None, platform="gpu", segment_ids=True, **asked)
-    hopper = pallas_gpu.refusal("gpu", "bfloat16", 64) is None
+    assert api.choose(None, dataclasses.replace(PACKED, documents=False)) == "cudnn"
+    packed = api.choose(None, PACKED)
+    hopper = pallas_gpu.refusal(PACKED) is None
     assert packed == ("pallas_gpu" if hopper else "xla")

@@ -10,6 +10,7 @@ import pytest
 
 from smoljax import parallel
 from smoljax.kernels.attention import pallas_gpu
+from smoljax.kernels.attention.request import Request
 from smoljax.training import Run, make_state
 
 pytestmark = pytest.mark.gpu
@@ -54,7 +55,12 @@ def test_loss_falls_on_packed_documents():
     state = make_state(run.model, run.optimizer, seed=0, shardings=run.shardings)
     with parallel.active(run.mesh):
         text = step.lower(state, batch).as_text()
-    hopper = pallas_gpu.refusal("gpu", "bfloat16", run.model.head_dim) is None
+    hopper = (
+        pallas_gpu.refusal(
+            Request("gpu", "bfloat16", run.model.head_dim, seq_len=run.model.max_seq_len)
+        )
+        is None
+    )
     # Forward, dq, dk and dv of the scanned layer: saved attention is not computed again.
     assert text.count("custom_call @mosaic_gpu_v2") == (3 if hopper else 0)
     losses = []

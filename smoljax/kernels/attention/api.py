@@ -3,54 +3,27 @@
 B batch, S sequence, N query heads, K key-value heads, H head width
 """
 
+import importlib
 import logging
+from types import ModuleType
 
 import jax
 from jax.ad_checkpoint import checkpoint_name
 
 from smoljax.errors import SmoljaxError
-from smoljax.kernels.attention import (
-    cpu,
-    cudnn,
-    pallas_gpu,
-    pallas_tpu,
-    reference,
-    ring,
-    ring_order,
-    tokamax,
-    xla,
-)
+from smoljax.kernels.attention import mesh, ring_order
+from smoljax.kernels.attention.request import Request
+from smoljax.kernels.platform import platform
 
-BACKENDS = {
-    "cpu": cpu.attend,
-    "cudnn": cudnn.attend,
-    "pallas_gpu": pallas_gpu.attend,
-    "pallas_tpu": pallas_tpu.attend,
-    "xla": xla.attend,
-    "reference": reference.attend,
-    "ring": ring.attend,
-    "tokamax": tokamax.attend,
-}
+# Modules of this folder with `attend` and `refusal`, imported when it is their turn: Pallas takes its time.
+BACKENDS = ("cpu", "cudnn", "pallas_gpu", "pallas_tpu", "reference", "ring", "tokamax", "xla")
 FALLBACKS = {
-    "cpu": ("ring", "cpu", "xla"),
+    "cpu": ("cpu", "ring", "xla"),
     "gpu": ("ring", "cudnn", "pallas_gpu", "xla"),
-    "tpu": ("ring", "pallas_tpu", "xla"),
+    "tpu": ("pallas_tpu", "ring", "xla"),
 }
-NAME_THEIR_RESIDUALS = (
-    "ring",
-    "pallas_gpu",
-    "pallas_tpu",
-)  # A second name on the same output would save it twice.
-
-CAPPED = (
-    "cpu",
-    "pallas_gpu",
-    "pallas_tpu",
-    "ring",
-    "xla",
-    "reference",
-    "tokamax",
-)  # These bend scores to a logit_cap.
+# A second name on the same output would save it twice.
+NAME_THEIR_RESIDUALS = ("ring", "pallas_gpu", "pallas_tpu")
 
 _log = logging.getLogger(__name__)
 
@@ -88,7 +61,7 @@ def attention(
       zigzag: all arrays, and the output, have their columns in zig-zag order (ring_order.py): only where `takes_zigzag` says
         so. False is the order of the sequence; "ring" then reorders at every call.
       logit_cap: bends the scores to cap * tanh(scores / cap), as Gemma 2 does (arXiv 2408.00118, section 2); None leaves
-        them alone. Backends that cannot (CAPPED can) are passed over.
+        them alone.
 
     Remat policies know the output by the name "attention_output", and what else the backward pass of "pallas_gpu",
     "pallas_tpu" and "ring" needs by "attention_logsum".
@@ -100,18 +73,17 @@ def attention(
       SmoljaxError: shapes do not agree, or no backend (or not the named one) can do what is asked.
     """
     _check(q_BSNH, k_BSKH, v_BSKH, segment_ids, window, logit_cap)
-    seq_len = q_BSNH.shape[1]
-    backend = _choose(
-        implementation,
-        platform=_platform(),
-        causal=causal,
-        seq_len=seq_len,
-        capped=logit_cap is not None,
+    request = Request(
+        platform=platform(),
         dtype=str(q_BSNH.dtype),
         head_dim=q_BSNH.shape[-1],
-        segment_ids=segment_ids is not None,
+        seq_len=q_BSNH.shape[1],
+        causal=causal,
+        documents=segment_ids is not None,
+        capped=logit_cap is not None,
         max_logits=return_max_logits,
     )
+    backend = choose(implementation, request)
     if zigzag and backend != "ring":
         raise SmoljaxError(
             f"attention got zigzag=True, and the implementation here is {backend!r}, which takes the order of the sequence: ask "
@@ -122,7 +94,7 @@ def attention(
         q_BSNH, k_BSKH, v_BSKH, segment_ids = jax.tree.map(
             ring_order.to_zigzag, (q_BSNH, k_BSKH, v_BSKH, segment_ids)
         )
-    output_BSNH, max_logits_N = BACKENDS[backend](
+    output_BSNH, max_logits_N = _module(backend).attend(
         q_BSNH,
         k_BSKH,
         v_BSKH,
@@ -146,65 +118,44 @@ def takes_zigzag(implementation: str | None, *, seq_len: int, causal: bool = Tru
 
     Who has many calls to make (a model) reorders its columns once before all of them, and once after.
     """
-    return implementation in (None, "ring") and not ring.refusal(causal=causal, seq_len=seq_len)
+    # Of a ring nothing else decides.
+    request = Request(platform(), dtype="", head_dim=0, seq_len=seq_len, causal=causal)
+    return (
+        mesh.sequence_parts() > 1
+        and implementation in (None, "ring")
+        and _module("ring").refusal(request) is None
+    )
 
 
-def _platform() -> str:
-    """The platform that will run: that of the active mesh, which need not be this host's, or this process's own."""
-    device = jax.sharding.get_abstract_mesh().abstract_device
-    if device is None or device.platform is None:
-        return jax.default_backend()
-    return device.platform
+def choose(implementation: str | None, request: Request) -> str:
+    """The backend that a call takes; a reason is logged for each that is passed over.
 
-
-def _choose(
-    implementation: str | None,
-    *,
-    platform: str,
-    causal: bool = True,
-    seq_len: int = 1,
-    capped: bool = False,
-    **asked,
-) -> str:
+    Raises:
+      SmoljaxError: the one named is unknown or refuses.
+    """
     if implementation is not None:
         if implementation not in BACKENDS:
             raise SmoljaxError(
                 f"attention implementation {implementation!r} is unknown: "
                 f"use one of {', '.join(BACKENDS)}, or None"
             )
-        reason = _cap_refusal(implementation, capped) or _refusal(
-            implementation, platform, asked, causal, seq_len
-        )
-        if reason:
+        if reason := _module(implementation).refusal(request):
             raise SmoljaxError(
                 f"attention implementation {implementation!r} cannot be used here: {reason}; "
                 "set it to None, and the platform's list decides"
             )
         return implementation
-    for name in FALLBACKS.get(platform, ("xla",)):
-        reason = _cap_refusal(name, capped) or _refusal(name, platform, asked, causal, seq_len)
+    *names, last = FALLBACKS.get(request.platform, ("xla",))
+    for name in names:
+        reason = _module(name).refusal(request)
         if reason is None:
             return name
         _log.info("attention: %s is passed over: %s", name, reason)
-    raise SmoljaxError(f"no attention implementation of platform {platform!r} can do {asked}")
+    return last  # XLA's, which refuses nothing.
 
 
-def _cap_refusal(name: str, capped: bool) -> str | None:
-    return "it has no cap on the scores" if capped and name not in CAPPED else None
-
-
-def _refusal(name: str, platform: str, asked: dict, causal: bool, seq_len: int) -> str | None:
-    if name == "ring":
-        return ring.refusal(causal=causal, seq_len=seq_len)
-    if name == "cpu":
-        return cpu.refusal()
-    if name == "pallas_tpu":
-        return pallas_tpu.refusal(platform, asked["dtype"])
-    if name == "pallas_gpu":
-        return pallas_gpu.refusal(platform, asked["dtype"], asked["head_dim"])
-    if name == "tokamax":
-        return tokamax.refusal(max_logits=asked["max_logits"])
-    return cudnn.refusal(platform, **asked) if name == "cudnn" else None
+def _module(name: str) -> ModuleType:
+    return importlib.import_module(f"{__package__}.{name}")
 
 
 def _check(q_BSNH, k_BSKH, v_BSKH, segment_ids, window, logit_cap) -> None:

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from smoljax.kernels.attention import xla
+from smoljax.kernels.attention.request import Request
 
 # Rows done at once: two rows of 256 tokens take 0.85 to 0.9 of the time per row of one, and four are no better; of 1024 tokens one row
 # is faster than two. Without the chunks XLA runs the blocks of the whole batch in turns, and scores leave the cache.
@@ -48,8 +49,9 @@ def attend(
     return output_BSNH, jnp.max(max_BN, axis=0)
 
 
-def refusal() -> str | None:
+def refusal(request: Request) -> str | None:
     """Why this backend cannot do what is asked, or None when it can."""
+    del request  # Only the mesh decides.
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.size > 1:
         return (

@@ -9,6 +9,8 @@ B batch, S sequence, N query heads, K key-value heads, H head width
 
 import jax
 
+from smoljax.kernels.attention.request import Request
+
 
 def attend(
     q_BSNH: jax.Array,
@@ -34,18 +36,18 @@ def attend(
     return output_BSNH, None
 
 
-def refusal(
-    platform: str, dtype: str, head_dim: int, *, segment_ids: bool, max_logits: bool
-) -> str | None:
+def refusal(request: Request) -> str | None:
     """Why this backend cannot do what is asked, or None when it can."""
-    if platform != "gpu":
-        return f"it needs a GPU, and the platform is {platform}"
-    if segment_ids:
+    if request.platform != "gpu":
+        return f"it needs a GPU, and the platform is {request.platform}"
+    if request.documents:
         return "it cannot honour segment ids"
-    if max_logits:
+    if request.capped:
+        return "it has no cap on the scores"
+    if request.max_logits:
         return "it does not return maximum logits"
-    if dtype not in ("bfloat16", "float16"):
-        return f"it takes bfloat16 or float16, and the queries are {dtype}"
-    if head_dim % 8 or head_dim > 128:
-        return f"it takes head widths that are multiples of 8 up to 128, and this one is {head_dim}"
+    if request.dtype not in ("bfloat16", "float16"):
+        return f"it takes bfloat16 or float16, and the queries are {request.dtype}"
+    if request.head_dim % 8 or request.head_dim > 128:
+        return f"it takes head widths that are multiples of 8 up to 128, and this one is {request.head_dim}"
     return None

@@ -6,6 +6,8 @@ B batch, S queries, T keys, N query heads, K key-value heads, G query heads per 
 import jax
 import jax.numpy as jnp
 
+from smoljax.kernels.attention.request import Request
+
 
 def attend(
     q_BSNH: jax.Array,
@@ -62,3 +64,8 @@ def allowed_pairs(
     if segment_ids is None:
         return allowed_SS[None]
     return allowed_SS[None] & (segment_ids[:, :, None] == segment_ids[:, None, :])
+
+
+def refusal(request: Request) -> None:
+    """It can do whatever is asked."""
+    del request

@@ -10,7 +10,6 @@ suffix is a pair: the low and the high chunk that a device holds.
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable
 
 import jax
@@ -18,11 +17,10 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 
-from smoljax.errors import SmoljaxError
 from smoljax.kernels.attention import pallas_tpu, ring_chunks
+from smoljax.kernels.attention.mesh import SEQUENCE_AXIS, sequence_parts, split_axes
 from smoljax.kernels.attention.pallas_tpu import blocks
-from smoljax.kernels.attention.pallas_tpu.attend import BATCH_AXES, HEADS_AXIS, SEQUENCE_AXIS
-from smoljax.kernels.attention.ring_order import devices
+from smoljax.kernels.attention.request import Request
 from smoljax.kernels.attention.xla import MASKED
 
 LOW, HIGH = 0, 1
@@ -53,16 +51,12 @@ def attend(
     """
     del causal  # It is: see refusal.
     mesh = jax.sharding.get_abstract_mesh()
-    batch = tuple(axis for axis in BATCH_AXES if axis in mesh.shape)
-    heads = HEADS_AXIS if HEADS_AXIS in mesh.shape else None
-    _check_divides(
-        q_BSNH, k_BSKH, math.prod(mesh.shape[a] for a in batch), mesh.shape.get(heads, 1)
-    )
+    batch, heads = split_axes(q_BSNH, k_BSKH)
     forward, backward = _chunks(mesh.abstract_device)
     scores = {"window": window, "scale": float(scale), "logit_cap": logit_cap}
     ring = Ring(
-        devices(),
-        q_BSNH.shape[1] // (2 * devices()),
+        sequence_parts(),
+        q_BSNH.shape[1] // (2 * sequence_parts()),
         window,
         functools.partial(forward, **scores),
         functools.partial(backward, **scores),
@@ -77,16 +71,16 @@ def attend(
     return output_BSNH, jnp.max(max_BRN, axis=(0, 1))
 
 
-def refusal(*, causal: bool, seq_len: int) -> str | None:
+def refusal(request: Request) -> str | None:
     """Why this backend cannot do what is asked, or None when it can."""
-    n = devices()
+    n = sequence_parts()
     if n == 1:
         return f"no mesh axis {SEQUENCE_AXIS!r} of more than one device splits the sequence"
-    if not causal:
+    if not request.causal:
         return "its balance is that of causal attention"
-    if seq_len % (2 * n):
+    if request.seq_len % (2 * n):
         return (
-            f"a sequence of {seq_len} does not divide into two chunks for each of the {n} devices of mesh axis "
+            f"a sequence of {request.seq_len} does not divide into two chunks for each of the {n} devices of mesh axis "
             f"{SEQUENCE_AXIS!r}: it takes multiples of {2 * n}"
         )
     return None
@@ -289,20 +283,6 @@ def _chunks(device) -> tuple[Callable, Callable]:
         functools.partial(chunk, generation=generation, dtype=jnp.float32)
         for chunk in (pallas_tpu.chunk_forward, pallas_tpu.chunk_backward)
     )
-
-
-def _check_divides(q_BSNH, k_BSKH, batch_parts, head_parts):
-    B, K = q_BSNH.shape[0], k_BSKH.shape[2]
-    if B % batch_parts:
-        raise SmoljaxError(
-            f"attention got a batch of {B}, which does not divide over the {batch_parts} devices of mesh axes "
-            f"{BATCH_AXES}: make it a multiple of {batch_parts}"
-        )
-    if K % head_parts:
-        raise SmoljaxError(
-            f"attention got {K} key-value heads, which do not divide over the {head_parts} devices of mesh axis "
-            f"{HEADS_AXIS!r}: set it to a divisor of {K}"
-        )
 
 
 def _ends(x_BS):

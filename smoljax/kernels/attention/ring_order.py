@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from smoljax.kernels.attention.pallas_tpu.attend import SEQUENCE_AXIS
+from smoljax.kernels.attention.mesh import SEQUENCE_AXIS, sequence_parts
 
 
 def to_zigzag(x_BS: jax.Array) -> jax.Array:
@@ -29,13 +29,8 @@ def to_sequence(x_BS: jax.Array) -> jax.Array:
     return _exchange(x_BS, _restore)
 
 
-def devices() -> int:
-    """Devices of the active mesh along the axis that splits the sequence; 1 without a mesh."""
-    return jax.sharding.get_abstract_mesh().shape.get(SEQUENCE_AXIS, 1)
-
-
 def _exchange(x_BS, local):
-    n = devices()
+    n = sequence_parts()
     if n == 1:
         return x_BS
     columns = PartitionSpec(None, SEQUENCE_AXIS)

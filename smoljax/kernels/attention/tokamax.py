@@ -11,6 +11,7 @@ import importlib.util
 import jax
 
 from smoljax.errors import require
+from smoljax.kernels.attention.request import Request
 
 
 def attend(
@@ -47,11 +48,11 @@ def attend(
     return output_BSNH, None
 
 
-def refusal(*, max_logits: bool) -> str | None:
+def refusal(request: Request) -> str | None:
     """Why this backend cannot do what is asked, or None when it can."""
     if importlib.util.find_spec("tokamax") is None:
         return 'tokamax is not installed: pip install "smoljax[tokamax]"'
-    if max_logits:
+    if request.max_logits:
         return "it does not return maximum logits"
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.size > 1:

@@ -7,6 +7,8 @@ G query heads per key-value head, H head width
 import jax
 import jax.numpy as jnp
 
+from smoljax.kernels.attention.request import Request
+
 # Four blocks do 5/8 of the full square. More blocks skip more and cost more small matmuls; four was the best of
 # 2, 4 and 8 for 256 tokens on a CPU. From 4096 tokens on the block stays at 1024, which bounds the scores held.
 _BLOCKS = 4
@@ -134,3 +136,8 @@ def allowed(
         return allowed_QT[None]
     same_BQT = segment_ids[:, slice(*queries), None] == segment_ids[:, None, slice(*keys)]
     return allowed_QT[None] & same_BQT
+
+
+def refusal(request: Request) -> None:
+    """It can do whatever is asked."""
+    del request

@@ -3,6 +3,7 @@
 B batch, S sequence, N query heads, K key-value heads, H head width
 """
 
+import dataclasses
 import logging
 import os
 import subprocess
@@ -18,6 +19,7 @@ from hypothesis import strategies as st
 from smoljax.errors import SmoljaxError
 from smoljax.kernels import attention
 from smoljax.kernels.attention import api
+from smoljax.kernels.attention.request import Request
 
 BACKENDS = ("reference", "xla", "cpu")
 
@@ -213,23 +215,37 @@ def test_xla_leaves_out_the_masked_half():
 
 
 def test_a_backend_that_cannot_is_passed_over_with_a_reason(caplog):
-    asked = {"dtype": "bfloat16", "head_dim": 64, "max_logits": False}
-    assert api._choose(None, platform="gpu", segment_ids=False, **asked) == "cudnn"
+    asked = Request("gpu", "bfloat16", head_dim=64, seq_len=256)
+    packed = dataclasses.replace(asked, documents=True)
+    capped = dataclasses.replace(asked, capped=True)
+    assert api.choose(None, asked) == "cudnn"
     with caplog.at_level(logging.INFO):
-        assert api._choose(None, platform="gpu", segment_ids=True, **asked) == "pallas_gpu"
-        assert (
-            api._choose(None, platform="gpu", segment_ids=False, **asked | {"max_logits": True})
-            == "pallas_gpu"
-        )
-        wide = {"dtype": "float32", "head_dim": 64, "max_logits": False}
-        assert api._choose(None, platform="gpu", segment_ids=True, **wide) == "xla"
-    assert "pallas_gpu is passed over: it takes bfloat16 or float16" in caplog.text
-    assert "cudnn is passed over: it cannot honour segment ids" in caplog.text
-    with caplog.at_level(logging.INFO):
-        capped = api._choose(None, platform="gpu", segment_ids=False, capped=True, **asked)
-    assert capped in api.CAPPED
-    assert "cudnn is passed over: it does not return maximum logits" in caplog.text
-    assert "cudnn is passed over: it has no cap on the scores" in caplog.text
+        assert api.choose(None, packed) == "pallas_gpu"
+        assert api.choose(None, dataclasses.replace(asked, max_logits=True)) == "pallas_gpu"
+        assert api.choose(None, dataclasses.replace(packed, dtype="float32")) == "xla"
+        assert api.choose(None, capped) == "pallas_gpu"
+    for reason in (
+        "ring is passed over: no mesh axis 'context' of more than one device",
+        "cudnn is passed over: it cannot honour segment ids",
+        "cudnn is passed over: it does not return maximum logits",
+        "cudnn is passed over: it has no cap on the scores",
+        "pallas_gpu is passed over: it takes bfloat16 or float16",
+    ):
+        assert reason in caplog.text
+
+
+def test_a_cpu_loads_no_kernels_of_other_platforms():
+    program = """
+import sys
+import jax.numpy as jnp
+from smoljax.kernels import attention
+x = jnp.ones((1, 8, 2, 4))
+attention(x, x, x)
+print(*sorted(name for name in sys.modules if "pallas" in name))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.strip() == ""
 
 
 def test_cpu_gradients_are_the_same_under_scan_remat_and_vmap():
@@ -324,7 +340,7 @@ def test_errors_name_what_was_asked():
     q, k, v, _ = arrays(4, 1, 8, 4, 2, 8)
     with pytest.raises(
         SmoljaxError,
-        match="'flash' is unknown: use one of cpu, cudnn, pallas_gpu, pallas_tpu, xla, reference",
+        match="'flash' is unknown: use one of cpu, cudnn, pallas_gpu, pallas_tpu, reference, ring",
     ):
         attention(q, k, v, implementation="flash")
     with pytest.raises(SmoljaxError, match="'cudnn' cannot be used here: it needs a GPU"):
@@ -335,8 +351,6 @@ def test_errors_name_what_was_asked():
         attention(q, k, v, window=0)
     with pytest.raises(SmoljaxError, match="logit_cap=0"):
         attention(q, k, v, logit_cap=0)
-    with pytest.raises(SmoljaxError, match="'cudnn' cannot be used here: it has no cap"):
-        attention(q, k, v, logit_cap=30.0, implementation="cudnn")
     with pytest.raises(SmoljaxError, match="K dividing 4"):
         attention(q, jnp.zeros((1, 8, 3, 8)), jnp.zeros((1, 8, 3, 8)))
     with pytest.raises(SmoljaxError, match=r"q \[B, S, N, H\]"):

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from smoljax.kernels.attention import pallas_gpu
 from smoljax.kernels.attention.pallas_gpu import blocks
+from smoljax.kernels.attention.request import Request
 from tests.kernels.attention.mosaic_interpreter import interpreted
 from tests.kernels.attention.test_attention import arrays, exact
 
@@ -163,15 +164,17 @@ def test_refuses_an_assembler_that_miscompiles(monkeypatch, version, refused):
     monkeypatch.setattr(
         sys.modules[pallas_gpu.refusal.__module__], "_cuda_version", lambda: version
     )
-    reason = pallas_gpu.refusal("gpu", "bfloat16", 64)
+    reason = pallas_gpu.refusal(Request("gpu", "bfloat16", 64, seq_len=256))
     assert ("jax[cuda13]" in (reason or "")) == refused
 
 
 def test_refuses_what_it_cannot_do():
-    assert "needs a GPU" in pallas_gpu.refusal("cpu", "bfloat16", 64)
-    assert "queries are float32" in pallas_gpu.refusal("gpu", "float32", 64)
-    assert "up to 256, and this one is 320" in pallas_gpu.refusal("gpu", "bfloat16", 320)
-    assert pallas_gpu.refusal("gpu", "bfloat16", 256) is None
+    assert "needs a GPU" in pallas_gpu.refusal(Request("cpu", "bfloat16", 64, seq_len=256))
+    assert "queries are float32" in pallas_gpu.refusal(Request("gpu", "float32", 64, seq_len=256))
+    assert "up to 256, and this one is 320" in pallas_gpu.refusal(
+        Request("gpu", "bfloat16", 320, seq_len=256)
+    )
+    assert pallas_gpu.refusal(Request("gpu", "bfloat16", 256, seq_len=256)) is None
 
 
 AHEAD_OF_TIME = """

@@ -18,8 +18,8 @@ from jax._src.pallas.mosaic.interpret import interpret_pallas_call as interprete
 from jax.experimental.pallas import tpu as pltpu
 
 from smoljax.kernels.attention import pallas_tpu
+from smoljax.kernels.attention.mesh import BATCH_AXES, HEADS_AXIS, SEQUENCE_AXIS
 from smoljax.kernels.attention.pallas_tpu import blocks, chunks
-from smoljax.kernels.attention.pallas_tpu.attend import BATCH_AXES, HEADS_AXIS, SEQUENCE_AXIS
 from smoljax.parallel.rules import RULES
 from tests.kernels.attention.test_attention import arrays, exact
 

@@ -4,7 +4,6 @@ B batch, S sequence, N query heads, K key-value heads, H head width
 """
 
 import functools
-import math
 
 import jax
 import jax.numpy as jnp
@@ -12,9 +11,9 @@ from jax._src.lib import cuda_versions
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 
-from smoljax.errors import SmoljaxError
+from smoljax.kernels.attention.mesh import split_axes, splits_sequence
 from smoljax.kernels.attention.pallas_gpu import backward, blocks, forward
-from smoljax.kernels.attention.pallas_tpu.attend import BATCH_AXES, HEADS_AXIS, SEQUENCE_AXIS
+from smoljax.kernels.attention.request import Request
 
 WIDEST_HEAD = 256
 _HEAD_STEP = (
@@ -53,10 +52,7 @@ def attend(
     local = functools.partial(_local, mask=blocks.Mask(causal, window, float(scale), cap))
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.size > 1 and not mesh.manual_axes:
-        batch = tuple(axis for axis in BATCH_AXES if axis in mesh.shape)
-        heads = HEADS_AXIS if HEADS_AXIS in mesh.shape else None
-        _check_divides(q_BSNH.shape[0], math.prod(mesh.shape[axis] for axis in batch), "a batch of")
-        _check_divides(k_BSKH.shape[2], mesh.shape.get(heads, 1), "key-value heads, in number")
+        batch, heads = split_axes(q_BSNH, k_BSKH)
         spec = PartitionSpec(batch, None, heads, None)
         local = jax.shard_map(
             local,
@@ -68,10 +64,10 @@ def attend(
     return output_BSNH, jnp.max(max_BN, axis=0)
 
 
-def refusal(platform: str, dtype: str, head_dim: int) -> str | None:
+def refusal(request: Request) -> str | None:
     """Why this backend cannot do what is asked, or None when it can."""
-    if platform != "gpu":
-        return f"it needs a GPU, and the platform is {platform}"
+    if request.platform != "gpu":
+        return f"it needs a GPU, and the platform is {request.platform}"
     capability = getattr(jax.devices()[0], "compute_capability", "9.0")
     if (
         str(capability).split(".")[0] != "9"
@@ -83,14 +79,11 @@ def refusal(platform: str, dtype: str, head_dim: int) -> str | None:
             f"the assembler of CUDA {version // 1000}.{version % 1000 // 10} miscompiles causal masks: "
             'use CUDA 13, as by `pip install "jax[cuda13]"`'
         )
-    if dtype not in ("bfloat16", "float16"):
-        return f"it takes bfloat16 or float16, and the queries are {dtype}"
-    if head_dim > WIDEST_HEAD:
-        return f"it takes head widths up to {WIDEST_HEAD}, and this one is {head_dim}"
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.shape.get(SEQUENCE_AXIS, 1) > 1:
-        return f"mesh axis {SEQUENCE_AXIS!r} splits the sequence, which it needs whole"
-    return None
+    if request.dtype not in ("bfloat16", "float16"):
+        return f"it takes bfloat16 or float16, and the queries are {request.dtype}"
+    if request.head_dim > WIDEST_HEAD:
+        return f"it takes head widths up to {WIDEST_HEAD}, and this one is {request.head_dim}"
+    return splits_sequence()
 
 
 def _cuda_version() -> int | None:
@@ -98,14 +91,6 @@ def _cuda_version() -> int | None:
     if jax.default_backend() != "gpu" or cuda_versions is None:
         return None
     return cuda_versions.cuda_runtime_get_version()
-
-
-def _check_divides(number: int, parts: int, what: str) -> None:
-    if number % parts:
-        raise SmoljaxError(
-            f"attention got {what} {number}, which the mesh splits into {parts}: make it a multiple of {parts}, or the mesh "
-            "axis a divisor of it"
-        )
 
 
 def _local(q_BSNH, k_BSKH, v_BSKH, segment_ids_BS, *, mask):

@@ -4,7 +4,6 @@ B batch, S sequence, N query heads, K key-value heads, H head width
 """
 
 import functools
-import math
 from typing import NamedTuple
 
 import jax
@@ -12,13 +11,9 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 
-from smoljax.errors import SmoljaxError
+from smoljax.kernels.attention.mesh import split_axes, splits_sequence
 from smoljax.kernels.attention.pallas_tpu import blocks, chunks
-
-# As in smoljax.parallel.rules, which needs more than JAX (tests/kernels/attention/test_pallas_tpu.py holds them together).
-BATCH_AXES = ("data", "fsdp")
-HEADS_AXIS = "tensor"
-SEQUENCE_AXIS = "context"
+from smoljax.kernels.attention.request import Request
 
 
 class Mask(NamedTuple):
@@ -65,11 +60,7 @@ def attend(
         logit_cap=logit_cap,
     )
     if mesh.size > 1 and not mesh.manual_axes:
-        batch = tuple(axis for axis in BATCH_AXES if axis in mesh.shape)
-        heads = HEADS_AXIS if HEADS_AXIS in mesh.shape else None
-        _check_divides(
-            q_BSNH, k_BSKH, math.prod(mesh.shape[a] for a in batch), mesh.shape.get(heads, 1)
-        )
+        batch, heads = split_axes(q_BSNH, k_BSKH)
         spec = PartitionSpec(batch, None, heads, None)
         ids_spec = None if segment_ids is None else PartitionSpec(batch, None)
         local = jax.shard_map(
@@ -82,16 +73,13 @@ def attend(
     return output_BSNH, jnp.max(max_BN, axis=0)
 
 
-def refusal(platform: str, dtype: str) -> str | None:
+def refusal(request: Request) -> str | None:
     """Why this backend cannot do what is asked, or None when it can."""
-    if platform != "tpu":
-        return f"it needs a TPU, and the platform is {platform}"
-    if dtype not in ("bfloat16", "float32"):
-        return f"it takes bfloat16 or float32, and the queries are {dtype}"
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.shape.get(SEQUENCE_AXIS, 1) > 1:
-        return f"mesh axis {SEQUENCE_AXIS!r} splits the sequence, which it needs whole"
-    return None
+    if request.platform != "tpu":
+        return f"it needs a TPU, and the platform is {request.platform}"
+    if request.dtype not in ("bfloat16", "float32"):
+        return f"it takes bfloat16 or float32, and the queries are {request.dtype}"
+    return splits_sequence()
 
 
 def _device_kind(mesh) -> str | None:
@@ -99,20 +87,6 @@ def _device_kind(mesh) -> str | None:
     if device is not None:
         return device.device_kind
     return jax.devices()[0].device_kind if jax.default_backend() == "tpu" else None
-
-
-def _check_divides(q_BSNH, k_BSKH, batch_parts, head_parts):
-    B, K = q_BSNH.shape[0], k_BSKH.shape[2]
-    if B % batch_parts:
-        raise SmoljaxError(
-            f"attention got a batch of {B}, which does not divide over the {batch_parts} devices of mesh axes "
-            f"{BATCH_AXES}: make it a multiple of {batch_parts}"
-        )
-    if K % head_parts:
-        raise SmoljaxError(
-            f"attention got {K} key-value heads, which do not divide over the {head_parts} devices of mesh axis "
-            f"{HEADS_AXIS!r}: set it to a divisor of {K}"
-        )
 
 
 def _local(q_BSNH, k_BSKH, v_BSKH, segment_ids_BS, **mask):
