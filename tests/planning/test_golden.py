@@ -15,6 +15,13 @@ def test_every_large_config_has_a_plan_of_the_pinned_compiler(name):
     assert ("fits True" in lines) == (name != "smollm3_350m.v5e-256")
 
 
+def test_keys_of_a_split_sequence_go_round_and_are_never_gathered():
+    """64k tokens of the 3B model over 16 devices each: along context nothing but the ring, and sums of gradients."""
+    lines = golden.path(golden.LONG).read_text().splitlines()
+    along = {line.split()[1].rstrip(":") for line in lines if line.startswith("context ")}
+    assert along == {"collective-permute", "all-reduce"}
+
+
 @pytest.mark.skipif(
     not golden.installed(), reason=f'needs libtpu {golden.LIBTPU}: pip install "smoljax[plan]"'
 )
