@@ -46,7 +46,9 @@ EXTRAS = {
     "plan": ["jax[tpu]"],  # JAX names the libtpu that fits it.
     "tpu": ["jax[tpu]"],
     "gpu": ["jax[cuda12]>=0.10.2"],
-    "tokamax": ["tokamax>=0.0.12"],  # another library's attention kernels, taken where they are named
+    "tokamax": [
+        "tokamax>=0.0.12"
+    ],  # another library's attention kernels, taken where they are named
     "test": [
         "pytest>=8",
         "pytest-xdist>=3.6",
