@@ -9,7 +9,7 @@ Command:   python -m smoljax.train --config=configs/smollm3_3b.py --workdir=DIR 
 Shards:    one folder per source of data/smollm3_mixtures.py below WORKDIR/shards, written by `smoljax.curate`,
            with the tokenizer in WORKDIR/tokenizer (Llama 3.2's); config.data.directory names another place.
 Hardware:  planned for 256 or more TPU chips; the published run took 384 H100 for 24 days. Temporaries with 4 sequences per chip, by
-           `python -m smoljax.plan`: v5e-256 7.0 GiB, 3.6 with --config.training.micro_batches=2; v5p-128 8.7 GiB; v6e-256 8.6 GiB.
+           `python -m smoljax.plan`: v5e-256 6.9 GiB, 3.6 with --config.training.micro_batches=2; v5p-128 8.6 GiB; v6e-256 8.5 GiB.
 Expected:  not yet run with this code: no loss is claimed.
 """
 

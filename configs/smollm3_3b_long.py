@@ -14,7 +14,7 @@ folder, in which rope_theta is set to the new one:
 Command:   python -m smoljax.train --config=configs/smollm3_3b_long.py --workdir=DIR   (on every host)
 Shards:    as for configs/smollm3_3b.py, of the sources of its last stage; config.data.directory names another place.
 Hardware:  planned for v5p-128 (64 chips, fsdp 4 x context 16; with more chips fsdp grows, and the batch has to divide over it):
-           35.5 of 95 GiB per chip by `python -m smoljax.plan --topology=v5p-128`. Published: data 12 x tensor 2 x context 4.
+           33.1 of 95 GiB per chip by `python -m smoljax.plan --topology=v5p-128`. Published: data 12 x tensor 2 x context 4.
 Expected:  not yet run with this code: no loss is claimed.
 """
 

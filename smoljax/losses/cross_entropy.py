@@ -9,7 +9,7 @@ distillation gives it a teacher's probabilities of some tokens.
 
 No Pallas kernel: what one could save is the traffic of logits, and it would pay with a fourth product, as no tile of logits outlives
 the pass that finds the normaliser. For 16,384 tokens of width 2048 to 128,256 words, loss and gradients, the TPU compiler's own
-cycles give the chunks 234 ms on v5e and 92 on v5p (temporaries 1.10 GiB), the tiles of vocabulary_tiles.py 288 and 112 ms (1.59
+cycles (benchmarks/loss_tpu.py) give the chunks 234 ms on v5e and 92 on v5p (temporaries 1.10 GiB), the tiles of vocabulary_tiles.py 288 and 112 ms (1.59
 GiB); four products take 175 and 75 ms at peak, 206 and 88 at the 85% of it that products reach elsewhere. That is at most 3% of a
 step of the 3B model (2.78 and 1.18 s by the same count) on a mesh, and 1% on one chip.
 

@@ -4,29 +4,9 @@ import dataclasses
 
 import pytest
 
-from smoljax.model import ModelConfig
 from smoljax.planning.closed_form import product_flops, roofline
 from smoljax.planning.topologies import topology
-
-MODEL = ModelConfig(
-    vocab_size=1024,
-    num_layers=4,
-    hidden_size=256,
-    intermediate_size=1024,
-    num_heads=4,
-    num_kv_heads=2,
-    compute_dtype="bfloat16",
-    remat="full",
-)
-BIG = ModelConfig(
-    vocab_size=128_256,
-    num_layers=36,
-    hidden_size=2048,
-    intermediate_size=11_008,
-    num_heads=16,
-    num_kv_heads=4,
-    compute_dtype="bfloat16",
-)
+from tests.planning.test_estimate import BIG, MODEL
 
 
 def test_the_closed_form_scales_as_it_must():

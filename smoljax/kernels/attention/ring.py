@@ -18,10 +18,12 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 
 from smoljax.kernels.attention import pallas_tpu, ring_chunks
+from smoljax.kernels.attention.drop import drop
 from smoljax.kernels.attention.mesh import SEQUENCE_AXIS, sequence_parts, split_axes
 from smoljax.kernels.attention.pallas_tpu import blocks
 from smoljax.kernels.attention.request import Request
 from smoljax.kernels.attention.xla import MASKED
+from smoljax.kernels.platform import platform
 
 LOW, HIGH = 0, 1
 
@@ -194,13 +196,13 @@ def _forward(ring, q_BSNH, k_BSKH, v_BSKH, ids_BS):
 def _backward(ring, saved, cotangents):
     *arrays, lse = saved
     q, k, v, ids, out, dout = (_ends(x) for x in (*arrays, cotangents[0]))
-    drop = [pallas_tpu.drop(out[end], dout[end]) for end in (LOW, HIGH)]
+    drops = [drop(out[end], dout[end]) for end in (LOW, HIGH)]
     here = jax.lax.axis_index(SEQUENCE_AXIS)
 
     def meet(keys, end, key_end, distance, *, causal=False):
         """dq [B, C, N, H] of these queries, and dk and dv [B, C, K, H] of these keys, from each other."""
         k_BCKH, v_BCKH, key_ids_BC = (x[key_end] for x in keys)
-        rows = (dout[end], lse[end], drop[end], ids[end])
+        rows = (dout[end], lse[end], drops[end], ids[end])
         shift = distance * ring.chunk
         return ring.backward(q[end], k_BCKH, v_BCKH, *rows, key_ids_BC, causal=causal, shift=shift)
 
@@ -275,8 +277,7 @@ def _send(ring, arrays, hop):
 
 def _chunks(device) -> tuple[Callable, Callable]:
     """Forward and backward of one pair of chunks on such a device; None is that of this process."""
-    platform = jax.default_backend() if device is None else device.platform
-    if platform != "tpu":
+    if platform() != "tpu":
         return ring_chunks.chunk_forward, ring_chunks.chunk_backward
     generation = blocks.generation(None if device is None else device.device_kind)
     return tuple(

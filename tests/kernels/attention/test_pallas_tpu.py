@@ -18,6 +18,7 @@ from jax._src.pallas.mosaic.interpret import interpret_pallas_call as interprete
 from jax.experimental.pallas import tpu as pltpu
 
 from smoljax.kernels.attention import pallas_tpu
+from smoljax.kernels.attention.drop import drop
 from smoljax.kernels.attention.mesh import BATCH_AXES, HEADS_AXIS, SEQUENCE_AXIS
 from smoljax.kernels.attention.pallas_tpu import blocks, chunks
 from smoljax.parallel.rules import RULES
@@ -149,11 +150,11 @@ def test_chunks_add_up_to_the_whole():
             if mine.start == 0:  # No query of it sees any key of the second chunk.
                 for array, value in zip((*parts[1], share[1]), (0, blocks.MASKED, -np.inf, 0)):
                     assert (array == value).all()
-            drop = chunks.drop(out[:, mine], dout[:, mine])
+            drops = drop(out[:, mine], dout[:, mine])
             for pair, (shift, other) in zip(ids, places):
                 added = backward(
                     *(q[:, mine], k[:, other], v[:, other], dout[:, mine]),
-                    *(lse_BNS, drop, *pair, shift),
+                    *(lse_BNS, drops, *pair, shift),
                 )
                 for total, part, place in zip(gradients, added, (mine, other, other)):
                     total[:, place] += part

@@ -11,6 +11,7 @@ from jax._src.lib import cuda_versions
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 
+from smoljax.kernels.attention.drop import drop
 from smoljax.kernels.attention.mesh import split_axes, splits_sequence
 from smoljax.kernels.attention.pallas_gpu import backward, blocks, forward
 from smoljax.kernels.attention.request import Request
@@ -129,9 +130,7 @@ def _forward(q_BSNH, k_BSKH, v_BSKH, segment_ids_BS, mask):
 def _backward(mask, saved, cotangents):
     q_BSNH, k_BSKH, v_BSKH, segment_ids_BS, output_BSNH, lse_BNS = saved
     dout_BSNH = cotangents[0]
-    # The sum over keys of weight times its gradient, from the output alone (arXiv 2205.14135, appendix B.2, equation 4).
-    drop_BSN = jnp.sum(dout_BSNH.astype(jnp.float32) * output_BSNH.astype(jnp.float32), axis=-1)
-    rows = (lse_BNS * blocks.LOG2_E, jnp.swapaxes(drop_BSN, 1, 2))
+    rows = (lse_BNS * blocks.LOG2_E, drop(output_BSNH, dout_BSNH))
     arrays = (q_BSNH, k_BSKH, v_BSKH, dout_BSNH, *rows)
     by_queries, by_keys = (
         _spans(q_BSNH, segment_ids_BS, mask, "backward", query_axis=axis) for axis in (0, 1)

@@ -2,6 +2,6 @@
 attend.py joins them."""
 
 from smoljax.kernels.attention.pallas_tpu.attend import attend, refusal
-from smoljax.kernels.attention.pallas_tpu.chunks import chunk_backward, chunk_forward, drop
+from smoljax.kernels.attention.pallas_tpu.chunks import chunk_backward, chunk_forward
 
-__all__ = ["attend", "chunk_backward", "chunk_forward", "drop", "refusal"]
+__all__ = ["attend", "chunk_backward", "chunk_forward", "refusal"]

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 
+from smoljax.kernels.attention.drop import drop
 from smoljax.kernels.attention.mesh import split_axes, splits_sequence
 from smoljax.kernels.attention.pallas_tpu import blocks, chunks
 from smoljax.kernels.attention.request import Request
@@ -111,7 +112,7 @@ def _forward(q_BSNH, k_BSKH, v_BSKH, segment_ids_BS, mask):
 def _backward(mask, saved, cotangents):
     q_BSNH, k_BSKH, v_BSKH, segment_ids_BS, output_BSNH, lse_BNS = saved
     dout_BSNH = cotangents[0]
-    drop_BNS = chunks.drop(output_BSNH, dout_BSNH)
+    drop_BNS = drop(output_BSNH, dout_BSNH)
     gradients = chunks.chunk_backward(
         *(q_BSNH, k_BSKH, v_BSKH, dout_BSNH, lse_BNS, drop_BNS),
         *(segment_ids_BS, segment_ids_BS),

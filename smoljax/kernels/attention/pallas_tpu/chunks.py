@@ -113,13 +113,6 @@ def chunk_backward(
     return _from_lanes(dq, S), _from_lanes(dk, T), _from_lanes(dv, T)
 
 
-def drop(output_BSNH: jax.Array, dout_BSNH: jax.Array) -> jax.Array:
-    """The sum over keys of weight times its gradient, from the output alone, f32 [B, N, S] (arXiv 2205.14135, appendix
-    B.2, equation 4)."""
-    products_BSNH = dout_BSNH.astype(jnp.float32) * output_BSNH.astype(jnp.float32)
-    return jnp.swapaxes(jnp.sum(products_BSNH, axis=-1), 1, 2)
-
-
 def _layout(q_BSNH, k_BTKH, ids, sizes, causal, window, shift):
     """Pairs of blocks, identifiers filled up, how many positions fill up q, k and v, and which blocks meet."""
     B, lengths = q_BSNH.shape[0], (q_BSNH.shape[1], k_BTKH.shape[1])
