@@ -139,17 +139,18 @@ def _gram_steps(x_BMN: jax.Array, rows: tuple) -> jax.Array:
     q_BMM = None
     for i, row in enumerate(rows):
         z_BMM = _polynomial(r_BMM, row)
-        # All are polynomials of one symmetric matrix: symmetric, and so are their products.
-        q_BMM = z_BMM if q_BMM is None else _symmetric_product(z_BMM, q_BMM)
+        # All are polynomials of one symmetric matrix: symmetric, and so are their products. Their transposes are equal but for
+        # rounding, which grows when one is taken for the other.
+        q_BMM = z_BMM if q_BMM is None else _symmetric_product(z_BMM, q_BMM.mT)
         if i + 1 < len(rows):
-            r_BMM = _symmetric_product(_symmetric_product(z_BMM, r_BMM), z_BMM)
+            r_BMM = _symmetric_product(_symmetric_product(z_BMM, r_BMM.mT), z_BMM.mT)
     return _product(q_BMM.astype(x_BMN.dtype), x_BMN)
 
 
 def _polynomial(a_BMM: jax.Array, row: tuple[float, float, float]) -> jax.Array:
     """a I + b A + c A A. The identity stands inside, so that X is read once, by the product that follows."""
     a, b, c = row
-    square_BMM = _symmetric_product(a_BMM, a_BMM)
+    square_BMM = _symmetric_product(a_BMM, a_BMM.mT)
     identity_BMM = jnp.broadcast_to(jnp.eye(a_BMM.shape[-1], dtype=a_BMM.dtype), a_BMM.shape)
     return a * identity_BMM + b * a_BMM + c * square_BMM
 
