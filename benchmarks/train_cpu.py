@@ -17,8 +17,9 @@ Result: it depends on the processor, as XLA's matrix products fall behind torch'
     2026-11-25, 2 cores (Intel Xeon with AVX-512), the same versions, --rounds 3:
         smoljax 1.321 s, 3,100 tokens/s, 50.3% of the 311 GFLOP/s peak; Hugging Face 1.130 s, 3,626 tokens/s, 58.9%:
         0.85 times as fast by minima, 0.88 by the median of paired rounds (0.85 to 0.90).
-    Both before the projections of attention took the gradient of a matrix as those of the feed-forward layer do, and without copies
-    (smoljax.model.decoder.project).
+    The same day and machine, --rounds 4, with the projections of attention without transposed copies (smoljax.model.decoder.project):
+        smoljax 1.108 s, 3,696 tokens/s, 56.9% of the 328 GFLOP/s peak; Hugging Face 1.032 s, 3,967 tokens/s, 61.1%:
+        0.93 times as fast by minima and by the median of paired rounds (0.91 to 0.96).
 
 B batch, S sequence
 """
