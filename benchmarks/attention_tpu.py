@@ -7,11 +7,12 @@ that does, where the kernel tells them apart. A bundle takes a cycle at least; w
 nor are the steps' own cost (about 250 bundles; ours takes four heads a step, the others one). For the program: temporaries in
 HBM, and estimated cycles of what surrounds the kernels (transposes, reductions), of which alone the compiler has an estimate.
 
-Writes benchmarks/results/attention_tpu_DATE.md after every row. Each row compiles in a process of its own, as the compiler writes its
-schedules to a folder that is named when it is loaded (LIBTPU_INIT_ARGS).
+Writes the table into FILE after every row: those that it has already stay as they are, and so does what is written above the table;
+--only makes some of them anew. Each row compiles in a process of its own, as the compiler writes its schedules to a folder that is
+named when it is loaded (LIBTPU_INIT_ARGS).
 
-Command:   python -m benchmarks.attention_tpu [--only CHIP,S,H]   (needs libtpu and tokamax: pip install "smoljax[plan,tokamax]";
-           no accelerator; about ten seconds of one core a row)
+Command:   python -m benchmarks.attention_tpu [--only CHIP,S,H,KERNELS] [--file FILE]   (--only takes the beginning of it as well;
+           needs libtpu and tokamax: pip install "smoljax[plan,tokamax]"; no accelerator; about ten seconds of one core a row)
 
 B batch, S sequence, N query heads, K key-value heads, H head width
 """
@@ -48,25 +49,38 @@ HEADER = (
 
 
 def main() -> None:
-    """Compiles all and writes the table."""
+    """Compiles what is asked for and writes the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", default="", help="CHIP,S,H of the rows to make")
+    date = datetime.date.today().isoformat()
+    parser.add_argument("--file", default=f"benchmarks/results/attention_tpu_{date}.md")
+    parser.add_argument("--only", help="CHIP,S,H,KERNELS of the rows to make, or the beginning")
     parser.add_argument("--row", help="CHIP,S,H,KERNELS: compile one row here, print it as JSON")
     args = parser.parse_args()
     if args.row:
         chip, S, H, name = args.row.split(",")
         print(json.dumps(_compiled(chip, FUNCTIONS[name], int(S), int(H))))
         return
-    date = datetime.date.today().isoformat()
-    path = Path(f"benchmarks/results/attention_tpu_{date}.md")
-    text = f"# {' '.join(__doc__.splitlines()[0].split())}\n\njax {jax.__version__}. {__doc__.split(chr(10) * 2)[1]}\n\n"
-    text += f"Splash and tokamax's splash have blocks of {BLOCK} throughout, as ours, and one backward kernel each.\n\n"
-    text += HEADER
-    for S, chip, H, name in itertools.product((4096, 32768), TOPOLOGIES, (64, 128), FUNCTIONS):
-        if f"{chip},{S},{H}".startswith(args.only):
-            text += f"| {chip} | {S} | {H} | {name} | {_row(chip, S, H, name)} |\n"
-            print(text.splitlines()[-1], flush=True)
+    path = Path(args.file)
+    above, _, table = (path.read_text() if path.exists() else _introduction()).partition(HEADER)
+    rows = {tuple(re.split(r" *\| *", line)[1:5]): line for line in table.splitlines()}
+    names = [
+        (chip, str(S), str(H), name)
+        for S, chip, H, name in itertools.product((4096, 32768), TOPOLOGIES, (64, 128), FUNCTIONS)
+    ]
+    for each in names:
+        if each not in rows if args.only is None else ",".join(each).startswith(args.only):
+            rows[each] = f"| {' | '.join(each)} | {_row(*each)} |"
+            print(rows[each], flush=True)
+            text = above + HEADER + "".join(f"{rows[one]}\n" for one in names if one in rows)
             files.atomic_write_bytes(path, text.encode())
+
+
+def _introduction() -> str:
+    first, what = __doc__.split("\n\n")[:2]
+    return (
+        f"# {' '.join(first.split())}\n\njax {jax.__version__}. {what}\n\n"
+        f"Splash and tokamax's splash have blocks of {BLOCK} throughout, as ours, and one backward kernel each.\n\n"
+    )
 
 
 def _row(chip, S, H, name) -> str:
