@@ -113,7 +113,7 @@ class _Step:
 
 def _that_free_memory(step: _Step, exchanges: tuple[Exchange, ...]) -> Iterator[Change]:
     logits = step.logits(step.loss_chunk)
-    saved = step.activations(_saved_width(step.model))
+    saved = step.activations(saved_width(step.model))
     kept = step.layer_inputs + saved
     fewer_logits = step.logits(_LOSS_TOKENS_PER_CHIP)
     if logits > fewer_logits:
@@ -169,14 +169,14 @@ def _that_save_time(
         yield Change(
             f"--config.training.micro_batches={step.micro_batches // 2}",
             times.exposed / 2,
-            -step.layer_inputs - step.activations(_saved_width(model)),
+            -step.layer_inputs - step.activations(saved_width(model)),
             "parameters are gathered half as often",
         )
     if times.exposed > 0.1 * times.step:
         yield Change(
             f"--config.data.batch_size={2 * step.batch_size}",
             times.exposed / 2,
-            -step.layer_inputs - step.activations(_saved_width(model)),
+            -step.layer_inputs - step.activations(saved_width(model)),
             "twice the tokens for each exchange (seconds per token are meant; another run)",
         )
 
@@ -184,7 +184,7 @@ def _that_save_time(
 def _less_recomputed(step: _Step, times: Times) -> Iterator[Change]:
     """Policies that save more of a layer than the present one."""
     model = step.model
-    now, held = product_flops(model), step.activations(_saved_width(model))
+    now, held = product_flops(model), step.activations(saved_width(model))
     for policy in ("save_attention", "save_projections", "dots", "none"):
         other = dataclasses.replace(model, remat=policy)
         seconds = times.products * (1 - product_flops(other) / now)
@@ -195,12 +195,12 @@ def _less_recomputed(step: _Step, times: Times) -> Iterator[Change]:
             yield Change(
                 f"--config.model.remat={policy}",
                 seconds,
-                held - step.activations(_saved_width(other)),
+                held - step.activations(saved_width(other)),
                 "more of a layer is kept, and less computed again",
             )
 
 
-def _saved_width(model: ModelConfig) -> float:
+def saved_width(model: ModelConfig) -> float:
     """Numbers that each token keeps for the backward pass in each layer, beside the layer's input."""
     D, F = model.hidden_size, model.intermediate_size
     heads, kv = (n * model.head_dim for n in (model.num_heads, model.num_kv_heads))
@@ -208,6 +208,6 @@ def _saved_width(model: ModelConfig) -> float:
         "full": 0,
         "save_attention": heads,
         "save_projections": 2 * heads + 2 * kv,
-        "dots": D + heads + 2 * kv,
+        "dots": D + heads + 2 * kv + 2 * F,
         "none": 6 * D + 3 * heads + 4 * kv + 4 * F,
     }[model.remat]

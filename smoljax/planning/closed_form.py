@@ -72,7 +72,7 @@ def product_flops(model: ModelConfig) -> float:
     queries_keys_values = D * H * (model.num_heads + 2 * model.num_kv_heads)
     again = {
         "none": 0,
-        "dots": 2 * D * F,  # What the policy cannot see: these two are behind a custom gradient.
+        "dots": 0,
         "save_projections": output_and_mlp,
         "save_attention": output_and_mlp + queries_keys_values,
         "full": output_and_mlp + queries_keys_values,

@@ -5,6 +5,7 @@ the program is read: cycles that it notes on instructions are summed by computat
 """
 
 import dataclasses
+import itertools
 import math
 import re
 from collections.abc import Iterator
@@ -18,10 +19,8 @@ _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*)$")
 _OPCODE = re.compile(r"(?:^|\s)([a-z][a-z0-9\-]*)\(")
 _SHAPE = re.compile(r"\b(pred|[subf]\d+|bf16|f8\w+|c64)\[([\d,]*)\]")
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
-_CALLED = re.compile(
-    r"\b(calls|body|condition|to_apply|true_computation|false_computation)=%?([\w.\-]+)"
-)
-_BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
+_CALLED = re.compile(r"\b(calls|body|condition|to_apply)=%?([\w.\-]+)")
+_BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}|\b(?:true|false)_computation=(%?[\w.\-]+)")
 _IOTA = re.compile(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
 _NAMED = re.compile(
     r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))?\s*\{([^}]*)\}"
@@ -136,12 +135,12 @@ def read(text: str) -> Program:
         own = 0.0
         seen: set[str] = set()
         for instruction in computations[name]:
-            if note := _CYCLES.search(instruction.text):
-                own += int(note[1])
+            if (taken := _cycles(instruction)) is not None:
+                own += taken
                 noted += 1
                 if _holds_product(instruction, computations):
-                    matmul += int(note[1]) * times
-            if 'custom_call_target="tpu_custom_call"' in instruction.text:
+                    matmul += taken * times
+            if _is_kernel(instruction):
                 kernels.append(_kernel(instruction, times))
             collectives += _collectives(instruction, computations, name, times, seen)
         if own:
@@ -184,16 +183,45 @@ def _walk(computations: dict, name: str, times: int) -> Iterator[tuple[str, int]
             inside = times * trip_count(computations[called["condition"]], computations)
             yield from _walk(computations, called["body"], inside)
             continue
-        branches = _BRANCHES.search(instruction.text)
-        names = re.findall(r"[\w.\-]+", branches[1]) if branches else []
-        names += [
-            value
-            for key, value in called.items()
-            if key != "to_apply" or instruction.opcode == "call"
-        ]
-        for each in names:  # Branches are counted as if each ran: an upper bound.
-            if each in computations:
+        if instruction.opcode == "conditional":
+            yield from _walk(computations, _costliest_branch(instruction, computations), times)
+            continue
+        for key, each in called.items():
+            if each in computations and (key != "to_apply" or instruction.opcode == "call"):
                 yield from _walk(computations, each, times)
+
+
+def _costliest_branch(instruction: _Instruction, computations: dict) -> str:
+    """The branch with most kernel runs, then most cycles: one runs, and which is not known. Those of ring attention
+    (smoljax.kernels.attention.ring) cost the same."""
+    named = " ".join(filter(None, itertools.chain(*_BRANCHES.findall(instruction.text))))
+    return max(
+        re.findall(r"[\w.\-]+", named),
+        key=lambda branch: (_kernel_runs(computations, branch), _noted(computations, branch)),
+    )
+
+
+def _kernel_runs(computations: dict, name: str) -> int:
+    return sum(
+        times * sum(_is_kernel(instruction) for instruction in computations[each])
+        for each, times in _walk(computations, name, 1)
+    )
+
+
+def _noted(computations: dict, name: str) -> int:
+    return sum(
+        times * sum(_cycles(instruction) or 0 for instruction in computations[each])
+        for each, times in _walk(computations, name, 1)
+    )
+
+
+def _is_kernel(instruction: _Instruction) -> bool:
+    return 'custom_call_target="tpu_custom_call"' in instruction.text
+
+
+def _cycles(instruction: _Instruction) -> int | None:
+    note = _CYCLES.search(instruction.text)
+    return int(note[1]) if note else None
 
 
 def trip_count(condition: list, computations: dict) -> int:

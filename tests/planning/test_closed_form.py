@@ -28,6 +28,7 @@ def test_closed_form_of_the_3b_model_by_hand():
     # All but the down projection again.
     again = 2 * 36 * (layer - 2048 * 11_008)
     assert product_flops(dataclasses.replace(model, remat="full")) == once + again
+    assert product_flops(dataclasses.replace(model, remat="dots")) == once
     machine = topology("v5e-256")
     times = roofline(model, machine, seq_len=4096, tokens=2**22, fsdp=256)
     assert times.products == pytest.approx(2**14 * once / (0.84 * 197e12))

@@ -22,6 +22,16 @@ def test_keys_of_a_split_sequence_go_round_and_are_never_gathered():
     assert along == {"collective-permute", "all-reduce"}
 
 
+def test_a_ring_runs_two_kernels_at_each_step():
+    """36 layers over 16 devices, forward and backward: three pairs of chunks of a device's own, then two at each of 15 steps."""
+    (runs,) = [
+        int(line.split()[2])
+        for line in golden.path(golden.LONG).read_text().splitlines()
+        if line.startswith("kernel runs")
+    ]
+    assert runs == 36 * 2 * (3 + 2 * 15)
+
+
 @pytest.mark.skipif(
     not golden.installed(), reason=f'needs libtpu {golden.LIBTPU}: pip install "smoljax[plan]"'
 )

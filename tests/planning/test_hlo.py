@@ -67,6 +67,35 @@ def test_exchanges_that_jax_writes_itself_all_have_channel_1():
     assert [c.trips for c in hlo.read(twice).collectives] == [36, 36]
 
 
+BRANCHES = """
+%low (a.2: f32[8,128]) -> f32[8,128] {
+  ROOT %kernel.1 = f32[8,128] custom-call(%a.2), custom_call_target="tpu_custom_call", metadata={op_name="jit(step)/jvp(ring)/pallas_call"}
+}
+
+%high (a.3: f32[8,128]) -> f32[8,128] {
+  %kernel.2 = f32[8,128] custom-call(%a.3), custom_call_target="tpu_custom_call", metadata={op_name="jit(step)/jvp(ring)/pallas_call"}
+  ROOT %turned = f32[8,128] copy(%kernel.2), backend_config={"estimated_cycles":"30"}
+}
+
+%body (p.1"""
+
+
+@pytest.mark.parametrize(
+    "named",
+    ["branch_computations={%high, %low}", "true_computation=%low, false_computation=%high"],
+)
+def test_of_two_branches_one_runs(named):
+    """36 kernels of 36 choices between two, and the cycles of the branch that takes more."""
+    choice = f"  %chosen = f32[8,128] conditional(%i, %x, %x), {named}\n"
+    text = LOOP.replace("\n%body (p.1", BRANCHES).replace("  %kernel.7", choice + "  %kernel.7")
+    program = hlo.read(text)
+    assert [(kernel.trips, kernel.backward) for kernel in program.kernels] == [
+        (36, True),
+        (36, False),
+    ]
+    assert program.total_cycles == 36 * (1050 + 30) + 7
+
+
 def test_a_loop_counted_in_unsigned_numbers():
     text = LOOP.replace("s32[]{:T(128)} constant(36)", "u32[]{:T(128)} constant(5)")
     assert hlo.read(text).total_cycles == 5 * 1050 + 7
