@@ -54,9 +54,9 @@ class ModelConfig:
       compute_dtype: dtype of activations and of the parameters inside a matmul.
       scan_layers: one compiled layer run in a loop; False repeats it num_layers times in the program, which compiles
         longer and runs faster on a CPU. None: a loop everywhere but on a CPU. The parameters are the same.
-      remat: what the backward pass recomputes. "none": nothing. "full": all of a layer. "dots": all but matmul
-        outputs. "save_attention": all but the attention output. "save_projections": all but queries, keys,
-        values and the attention output.
+      remat: what the backward pass recomputes. "none": nothing. "full": all of a layer. "dots": all but
+        the outputs of matmuls and of attention. "save_attention": all but the attention output. "save_projections":
+        all but queries, keys, values and the attention output.
       attention: name of an attention implementation (smoljax.kernels.attention), or None for the platform's.
     """
 

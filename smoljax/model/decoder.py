@@ -22,12 +22,16 @@ from smoljax.model.rope import rope_tables, rotate
 from smoljax.parallel.embedding import look_up
 from smoljax.parallel.rules import residual
 
+_SAVE_ATTENTION = jax.checkpoint_policies.save_only_these_names(
+    "attention_output", "attention_logsum"
+)
 _POLICIES = {
     "full": jax.checkpoint_policies.nothing_saveable,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    "save_attention": jax.checkpoint_policies.save_only_these_names(
-        "attention_output", "attention_logsum"
+    # A kernel's products are none that JAX sees.
+    "dots": jax.checkpoint_policies.save_from_both_policies(
+        jax.checkpoint_policies.dots_with_no_batch_dims_saveable, _SAVE_ATTENTION
     ),
+    "save_attention": _SAVE_ATTENTION,
     "save_projections": jax.checkpoint_policies.save_only_these_names(
         "query", "key", "value", "attention_output", "attention_logsum"
     ),

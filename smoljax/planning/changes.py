@@ -208,6 +208,6 @@ def saved_width(model: ModelConfig) -> float:
         "full": 0,
         "save_attention": heads,
         "save_projections": 2 * heads + 2 * kv,
-        "dots": D + heads + 2 * kv + 2 * F,
+        "dots": D + 2 * heads + 2 * kv + 2 * F,
         "none": 6 * D + 3 * heads + 4 * kv + 4 * F,
     }[model.remat]

@@ -12,7 +12,7 @@ EXPOSED_SHARE = 0.5
 # Times that an activation of every width of a layer (model and feed-forward) passes through memory in a step, recomputation included.
 # configs/smollm3_3b.py compiled for v5e: 16.
 MEMORY_PASSES = 16
-ATTENTION_TWICE = ("full", "dots")  # Remat policies that run the kernel's forward pass again.
+ATTENTION_TWICE = ("full",)  # Remat policies that run the kernel's forward pass again.
 
 
 def roofline(

@@ -11,7 +11,7 @@ from smoljax.planning.plan import Plan
 from smoljax.planning.topologies import GIB, Topology
 from smoljax.progress import Progress
 
-_REMAT = ("full", "save_attention", "save_projections")
+_REMAT = ("dots", "full", "save_projections", "save_attention", "none")
 _TENSOR = (1, 2, 4)
 _MICRO_BATCHES = (2, 1, 4)
 _LOSS_TOKENS_PER_CHIP = (2048, 1024, 8192)

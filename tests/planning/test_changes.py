@@ -62,7 +62,7 @@ def test_at_most_three_and_all_of_them_fit(asked):
     changes = cheapest(MODEL, **asked)
     assert len(changes) <= 3
     assert all(change.bytes + asked["free_bytes"] > 0 for change in changes)
-    assert not any("dots" in change.flags for change in changes)  # 30 GiB would not fit.
+    assert not any("dots" in change.flags for change in changes)  # 32 GiB would not fit.
 
 
 def test_what_does_not_fit_is_told_how_to_shrink(asked):
@@ -94,8 +94,8 @@ def test_each_field_is_named_once_and_keeps_more_of_a_layer_where_memory_is_plen
     fields = [change.flags.partition("=")[0] for change in changes]
     assert len(set(fields)) == len(fields)
     (kept,) = [change for change in changes if "remat" in change.flags]
-    # 4,096 tokens of 36 layers keep everything in 19 GB, and nothing of a layer's 7.4 of 6 N is computed again.
-    assert kept.flags == "--config.model.remat=none"
+    # Nothing of a layer's 7.4 of 6 N is computed again, as with "none", which keeps more.
+    assert kept.flags == "--config.model.remat=dots"
     assert kept.seconds == pytest.approx(2.3 * (1 - 6 / 7.4) + 0.5 / 4.5, rel=0.05)
     kept_all = dataclasses.replace(MODEL, remat="none")
     assert not [c for c in cheapest(kept_all, **asked) if "remat" in c.flags]
@@ -126,8 +126,8 @@ def test_a_sequence_over_several_chips_leaves_each_its_part(asked):
         ("full", 32),
         ("save_attention", 32 + 64),
         ("save_projections", 32 + 2 * 64 + 2 * 32),
-        # Queries, keys, values, what attention adds, gate and up: every product that the backward pass reads.
-        ("dots", 32 + 64 + 2 * 32 + 32 + 2 * 80),
+        # Queries, keys, values, attention, what it adds, gate and up: every product that the backward pass reads.
+        ("dots", 32 + 64 + 2 * 32 + 64 + 32 + 2 * 80),
     ],
 )
 def test_what_a_policy_saves_is_what_jax_saves(remat, width, capsys):

@@ -34,14 +34,14 @@ def test_one_setting_is_changed_at_a_time_and_each_has_its_turn(config):
     found = [flags for flags, _ in variants(config, topology("v5e-256"))]
     assert [each[0] for each in found[:4]] == [
         "--config.training.micro_batches=2",
-        "--config.model.remat=full",
+        "--config.model.remat=dots",
         "--config.mesh.data=16",
         "--config.training.loss_chunk=2048",
     ]
     assert found[2][1:] == [
         f"--config.mesh.{axis}" for axis in ("fsdp=16", "tensor=1", "context=1")
     ]
-    fields = [{flag.split(".")[2].split("=")[0] for flag in flags} for flags in found[:11]]
+    fields = [{flag.split(".")[2].split("=")[0] for flag in flags} for flags in found[:13]]
     assert all(len(each) == 1 or "fsdp" in each for each in fields)
     assert len({tuple(flags) for flags in found}) == len(found)
 
