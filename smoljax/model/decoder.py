@@ -15,12 +15,12 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from smoljax.kernels import attention
+from smoljax.kernels import attention, cpu_matmul
 from smoljax.kernels.platform import platform
 from smoljax.model.config import ModelConfig
 from smoljax.model.rope import rope_tables, rotate
 from smoljax.parallel.embedding import look_up
-from smoljax.parallel.rules import residual
+from smoljax.parallel.rules import gathered, residual
 
 _SAVE_ATTENTION = jax.checkpoint_policies.save_only_these_names(
     "attention_output", "attention_logsum"
@@ -194,7 +194,8 @@ def project(spec: str, x: jax.Array, w: jax.Array) -> jax.Array:
     """jnp.einsum(spec, x, w), which contracts the last axes of x with the first of w.
 
     On a single CPU device it is a product of two matrices, and the gradient of w is x^T g. For an einsum XLA copies one of the two
-    transposed there, the wide gradient of the feed-forward layer too, and that takes longer than what the product gains.
+    transposed there, the wide gradient of the feed-forward layer too, and that takes longer than what the product gains. In
+    bfloat16 all three products are summed in float32 (smoljax.kernels.cpu_matmul).
     """
     if platform() != "cpu" or jax.sharding.get_abstract_mesh().size > 1:
         return jnp.einsum(spec, x, w)
@@ -207,16 +208,17 @@ def project(spec: str, x: jax.Array, w: jax.Array) -> jax.Array:
 
 @jax.custom_vjp
 def _matmul(x: jax.Array, w: jax.Array) -> jax.Array:
-    return x @ w
+    return cpu_matmul.matmul(x, w).astype(x.dtype)
 
 
 def _matmul_forward(x, w):
-    return x @ w, (x, w)
+    return _matmul(x, w), (x, w)
 
 
 def _matmul_backward(operands, g):
     x, w = operands
-    return g @ w.T, x.T @ g
+    dx = cpu_matmul.matmul_transposed(g, w).astype(x.dtype)
+    return dx, cpu_matmul.transposed_matmul(x, g).astype(w.dtype)
 
 
 _matmul.defvjp(_matmul_forward, _matmul_backward)
@@ -289,7 +291,7 @@ def _matrix(module: nn.Module, name: str, shape: tuple, axes: tuple[str, ...]) -
     relative_std = config.multipliers("adamw")["hidden"].init_std
     initializer = nn.initializers.normal(config.init_std * relative_std)
     matrix = module.param(name, nn.with_logical_partitioning(initializer, axes), shape)
-    return matrix.astype(config.compute_dtype)
+    return gathered(matrix.astype(config.compute_dtype), axes)
 
 
 def _gain(module: nn.Module, name: str, width: int, axis: str = "embed") -> jax.Array:
