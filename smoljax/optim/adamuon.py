@@ -11,6 +11,7 @@ import optax
 from jax.sharding import Mesh
 
 from smoljax.optim.decay import add_decayed_weights
+from smoljax.optim.hyperparameters import check_float_dtype, check_number
 from smoljax.optim.matrices import (
     Specs,
     check_matrices,
@@ -116,6 +117,9 @@ def scale_by_adamuon(
     Raises:
       SmoljaxError: as scale_by_muon.
     """
+    check_number("beta", beta, at_least=0, below=1)
+    check_number("eps", eps, at_least=0)
+    check_float_dtype("momentum_dtype", momentum_dtype)
     orthogonalize = orthogonalizer(
         coefficients=coefficients, steps=steps, dtype=dtype, mesh=mesh, mesh_axis=mesh_axis
     )

@@ -8,7 +8,7 @@ import optax
 
 from smoljax.errors import SmoljaxError
 from smoljax.optim.hyperparameters import check_number, check_whole
-from smoljax.optim.partition import by_path, check_float
+from smoljax.optim.partition import by_path, check_floats
 
 
 class AverageState(NamedTuple):
@@ -124,8 +124,7 @@ def _average(keep, start_step: int, dtype) -> optax.GradientTransformation:
     check_whole("start_step", start_step, at_least=0)
 
     def init(params: optax.Params) -> AverageState:
-        for path, leaf in by_path(params).items():
-            check_float(path, leaf)
+        check_floats(params)
         return AverageState(
             count=jnp.zeros([], jnp.int32),
             average=jax.tree.map(lambda leaf: jnp.array(leaf, dtype or leaf.dtype), params),

@@ -17,6 +17,7 @@ from smoljax.optim.blocks import (
     scaling_report,
 )
 from smoljax.optim.hyperparameters import check_number
+from smoljax.optim.partition import check_floats
 
 
 class ClipState(NamedTuple):
@@ -47,13 +48,13 @@ def clip_by_global_norm(max_norm: float | None) -> optax.GradientTransformation:
       max_norm: the largest norm that passes unchanged; None only measures.
 
     Raises:
-      SmoljaxError: max_norm is not positive.
+      SmoljaxError: at once for a max_norm that is not positive; in init for a leaf that is no real float.
     """
     if max_norm is not None:
         check_number("clip_norm", max_norm, above=0)
 
     def init(params: optax.Params) -> ClipState:
-        del params
+        check_floats(params)
         return ClipState(norm=jnp.zeros([], jnp.float32), clipped=jnp.zeros([], jnp.float32))
 
     def update(
@@ -127,7 +128,7 @@ def adagc(
         optax.inject_hyperparams, name it in static_args.
 
     Raises:
-      SmoljaxError: at once for a number out of range; in init for batch_axes that do not fit the leaves.
+      SmoljaxError: at once for a number out of range; in init for a leaf that is no real float, or batch_axes that do not fit.
     """
     check_number("relative", relative, above=0)
     check_number("beta", beta, at_least=0, below=1)
@@ -136,6 +137,7 @@ def adagc(
         check_number("max_norm", max_norm, above=0)
 
     def init(params: optax.Params) -> AdaGCState:
+        check_floats(params)
         axes = axes_by_path(batch_axes, params)
         norms = jax.eval_shape(lambda tree: block_norms(tree, axes), params)
         return AdaGCState(
@@ -222,7 +224,7 @@ def zclip(
       eps: added to the standard deviation.
 
     Raises:
-      SmoljaxError: a number out of range.
+      SmoljaxError: at once for a number out of range; in init for a leaf that is no real float.
     """
     check_number("alpha", alpha, at_least=0, below=1)
     check_number("threshold", threshold, above=0)
@@ -232,7 +234,7 @@ def zclip(
         check_number("max_norm", max_norm, above=0)
 
     def init(params: optax.Params) -> ZClipState:
-        del params
+        check_floats(params)
         return ZClipState(
             count=jnp.zeros([], jnp.int32),
             mean=jnp.zeros([], jnp.float32),

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from smoljax.errors import SmoljaxError
 from smoljax.optim import schedules
-from smoljax.optim.hyperparameters import check_number
+from smoljax.optim.hyperparameters import check_number, check_whole
 from smoljax.optim.muon import SCALES
 from smoljax.optim.newton_schulz import coefficient_rows
 from smoljax.optim.parametrization import Multipliers
@@ -150,12 +150,15 @@ class OptimizerConfig:
         coefficient_rows(self.coefficients, self.newton_schulz_steps)
         for field in ("learning_rate", "adamw_learning_rate", "clip_norm", "qk_clip_tau"):
             self._check(field, above=0)
-        for field in ("heads_per_matrix", "precondition_every", "num_cycles", "decay_power"):
-            self._check(field, above=0)
         for field in ("b1", "b2", "momentum", "matrix_b2", "average_decay"):
-            self._check(field, at_least=0, at_most=1)
-        for field in ("weight_decay", "warmup_steps", "eps"):
+            self._check(field, at_least=0, below=1)
+        for field in ("weight_decay", "eps"):
             self._check(field, at_least=0)
+        self._check("decay_power", above=0)
+        for field in ("heads_per_matrix", "precondition_every", "num_cycles"):
+            self._check_whole(field, at_least=1)
+        for field in ("warmup_steps", "decay_steps", "decay_start", "average_start"):
+            self._check_whole(field, at_least=0)
         for field in ("decay_fraction", "final_fraction"):
             self._check(field, at_least=0, at_most=1)
         for role in self.groups:
@@ -174,6 +177,10 @@ class OptimizerConfig:
     def _check(self, field: str, **bounds: float) -> None:
         if getattr(self, field) is not None:
             check_number(f"config.optimizer.{field}", getattr(self, field), **bounds)
+
+    def _check_whole(self, field: str, *, at_least: int) -> None:
+        if getattr(self, field) is not None:
+            check_whole(f"config.optimizer.{field}", getattr(self, field), at_least=at_least)
 
     def of_group(self, role: str) -> "OptimizerConfig":
         """These settings with what `groups` says of a role.

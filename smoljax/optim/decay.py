@@ -5,6 +5,8 @@ import jax.numpy as jnp
 import optax
 
 from smoljax.errors import SmoljaxError
+from smoljax.optim.hyperparameters import check_number
+from smoljax.optim.partition import check_floats
 
 
 def add_decayed_weights(
@@ -28,13 +30,18 @@ def add_decayed_weights(
       cautious: whether only the entries decay where update and weight agree in sign.
 
     Raises:
-      SmoljaxError: a negative weight_decay; in update, when it gets no parameters.
+      SmoljaxError: at once for a negative weight_decay. With `cautious`: in init for a leaf that is no real float; in update,
+        when it gets no parameters.
     """
-    if isinstance(weight_decay, int | float) and not weight_decay >= 0:
-        raise SmoljaxError(f"weight_decay is {weight_decay}: give a number of at least 0")
+    if not callable(weight_decay):
+        check_number("weight_decay", weight_decay, at_least=0)
     decay = optax.add_decayed_weights(weight_decay, mask)
     if not cautious:
         return decay
+
+    def init(params: optax.Params) -> optax.OptState:
+        check_floats(params)
+        return decay.init(params)
 
     def update(
         updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None
@@ -51,4 +58,4 @@ def add_decayed_weights(
         )
         return decay.update(updates, state, agreeing)
 
-    return optax.GradientTransformation(decay.init, update)
+    return optax.GradientTransformation(init, update)

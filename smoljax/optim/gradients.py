@@ -18,7 +18,7 @@ from smoljax.optim.blocks import (
 )
 from smoljax.optim.hyperparameters import check_number
 from smoljax.optim.matrices import Specs, check_matrices, specs_by_path
-from smoljax.optim.partition import by_path, path_string
+from smoljax.optim.partition import by_path, check_floats, path_string
 
 
 class NormalizeState(NamedTuple):
@@ -46,11 +46,13 @@ def normalize_blocks(
       rms: the root mean square that each block gets.
 
     Raises:
-      SmoljaxError: at once for an rms that is not positive; in init, for batch_axes that do not fit a leaf.
+      SmoljaxError: at once for an rms that is not positive; in init for a leaf that is no real float, or batch_axes that do
+        not fit it.
     """
     check_number("rms", rms, above=0)
 
     def init(params: optax.Params) -> NormalizeState:
+        check_floats(params)
         axes_by_path(batch_axes, params)
         return NormalizeState(no_report())
 

@@ -11,6 +11,7 @@ import optax
 from jax.sharding import Mesh
 
 from smoljax.errors import SmoljaxError
+from smoljax.optim.hyperparameters import check_float_dtype, check_number
 from smoljax.optim.matrices import (
     Specs,
     check_matrices,
@@ -100,8 +101,11 @@ def adamh(
       momentum_dtype: dtype of the first moment; None: the parameters' dtype.
 
     Raises:
-      SmoljaxError: as hyperball.
+      SmoljaxError: as hyperball, and at once for a number out of range.
     """
+    check_number("b1", b1, at_least=0, below=1)
+    check_number("b2", b2, at_least=0, below=1)
+    check_float_dtype("momentum_dtype", momentum_dtype)
     direction = optax.scale_by_adam(b1=b1, b2=b2, eps=eps, mu_dtype=momentum_dtype)
     return optax.chain(direction, hyperball(learning_rate, specs))
 
@@ -127,9 +131,11 @@ def hyperball(
       specs: as in scale_by_muon.
 
     Raises:
-      SmoljaxError: in init for a leaf that holds no matrix or no real float, or a matrix of norm 0; in update, when it gets
-        no parameters.
+      SmoljaxError: at once for a rate out of range; in init for a leaf that holds no matrix or no real float, or a matrix of
+        norm 0; in update, when it gets no parameters.
     """
+    if not callable(learning_rate):
+        check_number("learning_rate", learning_rate, at_least=0, below=1)
 
     def init(params: optax.Params) -> HyperballState:
         spec = specs_by_path(specs, params)

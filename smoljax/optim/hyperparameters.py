@@ -2,6 +2,8 @@
 
 import math
 
+import jax.numpy as jnp
+
 from smoljax.errors import SmoljaxError
 
 
@@ -36,10 +38,19 @@ def check_number(
     raise SmoljaxError(f"{name} is {value!r}: give a number {' and '.join(bounds)}")
 
 
+def check_float_dtype(name: str, dtype: object) -> None:
+    """Raises a SmoljaxError that names the option unless it is a real floating dtype, or None."""
+    if dtype is not None and not jnp.issubdtype(dtype, jnp.floating):
+        raise SmoljaxError(f"{name} is {dtype!r}: give a real float dtype, as in 'bfloat16'")
+
+
 def check_whole(name: str, value: object, *, at_least: int) -> None:
     """Raises a SmoljaxError that names the hyper-parameter unless it is a Python integer of that size."""
     if isinstance(value, int) and not isinstance(value, bool) and value >= at_least:
         return
-    raise SmoljaxError(
-        f"{name} is {value!r}: give a whole number from {at_least}; under optax.inject_hyperparams, name it in static_args"
+    static = (
+        "; under optax.inject_hyperparams, name it in static_args"
+        if hasattr(value, "dtype")
+        else ""
     )
+    raise SmoljaxError(f"{name} is {value!r}: give a whole number from {at_least}{static}")

@@ -35,7 +35,8 @@ def specs_by_path(specs: Specs, tree: optax.Params) -> dict[str, MatrixSpec]:
     missing = [path for path in by_path(tree) if not isinstance(found.get(path), MatrixSpec)]
     if missing:
         raise SmoljaxError(
-            f"there is no MatrixSpec for {', '.join(missing)}: give each leaf one, or send it to AdamW"
+            f"there is no MatrixSpec for {', '.join(missing)}: give each leaf one, or send it to AdamW (and where `specs` is "
+            "a function, name it in optax.inject_hyperparams' static_args, which else takes it for a schedule)"
         )
     return found
 

@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 
 from smoljax.errors import SmoljaxError
 from smoljax.optim.decay import add_decayed_weights
+from smoljax.optim.hyperparameters import check_float_dtype, check_number
 from smoljax.optim.matrices import Specs, check_matrices, specs_by_path, tree_of_matrices
 from smoljax.optim.orthogonalize import Orthogonal, orthogonalizer
 from smoljax.optim.partition import by_path
@@ -158,13 +159,15 @@ def scale_by_muon(
       metrics: whether the state holds MuonMetrics of every leaf.
 
     Raises:
-      SmoljaxError: at once for an unknown option; in init for a leaf that holds no matrix or no real float.
+      SmoljaxError: at once for an unknown option or a number out of range; in init for a leaf that holds no matrix or no real float.
     """
     for field, value, choices in (("scale", scale, SCALES), ("momentum", momentum, MOMENTA)):
         if value not in choices:
             raise SmoljaxError(f"{field} is {value!r}: choose one of {', '.join(choices)}")
     if bias_correction and momentum != "ema":
         raise SmoljaxError(f"bias_correction is for momentum 'ema', and momentum is {momentum!r}")
+    check_number("beta", beta, at_least=0, below=1)
+    check_float_dtype("momentum_dtype", momentum_dtype)
     orthogonalize = orthogonalizer(
         coefficients=coefficients,
         steps=steps,

@@ -11,6 +11,7 @@ import optax
 from jax.sharding import Mesh
 
 from smoljax.optim.decay import add_decayed_weights
+from smoljax.optim.hyperparameters import check_number
 from smoljax.optim.matrices import (
     Specs,
     check_matrices,
@@ -109,8 +110,10 @@ def normalize_neurons(
       eps: added to its square root.
 
     Raises:
-      SmoljaxError: in init for a leaf that holds no matrix or no real float.
+      SmoljaxError: at once for a number out of range; in init for a leaf that holds no matrix or no real float.
     """
+    check_number("b2", b2, at_least=0, below=1)
+    check_number("eps", eps, at_least=0)
 
     def init(params: optax.Params) -> NeuronState:
         spec = specs_by_path(specs, params)

@@ -14,6 +14,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from smoljax.errors import SmoljaxError
+from smoljax.optim.hyperparameters import check_float_dtype, check_number
 from smoljax.optim.matrices import to_matrices
 from smoljax.optim.newton_schulz import coefficient_rows, newton_schulz
 from smoljax.optim.partition import MatrixSpec, by_path
@@ -54,6 +55,8 @@ def orthogonalizer(
       SmoljaxError: at once for unknown options.
     """
     coefficient_rows(coefficients, steps)
+    check_number("eps", eps, at_least=0)
+    check_float_dtype("dtype", dtype)
     on_cpu = _platform(mesh) == "cpu"
     options = dict(coefficients=coefficients, steps=steps, eps=eps)
     options["dtype"] = dtype or (jnp.float32 if on_cpu else jnp.bfloat16)

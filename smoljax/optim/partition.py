@@ -200,9 +200,22 @@ def treatment_of(role: str, treatments: Mapping[str, Treatment]) -> Treatment:
 
 
 def by_path(tree: object) -> dict[str, object]:
-    """The leaves of a tree by their path, as in "layers/mlp/gate", in tree order."""
-    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-    return {path_string(path): leaf for path, leaf in leaves}
+    """The leaves of a tree by their path, as in "layers/mlp/gate", in tree order.
+
+    Raises:
+      SmoljaxError: two leaves have one path, as {"a/b": x, "a": {"b": y}} has.
+    """
+    leaves = [
+        (path_string(path), leaf) for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]
+    ]
+    found = dict(leaves)
+    if len(found) < len(leaves):
+        paths = [path for path, _ in leaves]
+        twice = sorted({path for path in paths if paths.count(path) > 1})
+        raise SmoljaxError(
+            f"several leaves of the tree have the path {', '.join(twice)}: rename a key that has a slash in it"
+        )
+    return found
 
 
 def path_string(path: tuple) -> str:
@@ -210,12 +223,20 @@ def path_string(path: tuple) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
-def check_float(path: str, leaf: jax.Array | jax.ShapeDtypeStruct) -> None:
+def check_float(path: str, leaf: jax.typing.ArrayLike | jax.ShapeDtypeStruct) -> None:
     """Raises a SmoljaxError for a leaf that is not a real float."""
-    if not jnp.issubdtype(leaf.dtype, jnp.floating):
+    dtype = jnp.result_type(leaf)
+    if not jnp.issubdtype(dtype, jnp.floating):
         raise SmoljaxError(
-            f"parameter {path} is {leaf.dtype}: optimizers here update real floats; keep it out of the parameters"
+            f"parameter {path} is {dtype}: optimizers here update real floats; keep it out of the parameters "
+            "(optax.masked, optax.partition)"
         )
+
+
+def check_floats(params: optax.Params) -> None:
+    """check_float of every leaf."""
+    for path, leaf in by_path(params).items():
+        check_float(path, leaf)
 
 
 def _axes_by_path(logical_axes: object | None) -> dict[str, tuple[str, ...]]:

@@ -121,7 +121,7 @@ def qk_clip(
       key heads and alpha below 1, those of groups within tau).
 
     Raises:
-      SmoljaxError: tau is not positive; a path fits no leaf or several; two parts of the spec overlap; or shapes of
+      SmoljaxError: tau is not positive; max_logits is an empty mapping; a path fits no leaf or several; two parts of the spec overlap; or shapes of
         kernels and max_logits do not agree.
     """
     _check_tau(tau)
@@ -292,7 +292,13 @@ def _check_tau(tau: float) -> None:
 
 
 def _by_module(max_logits: MaxLogits) -> Mapping[str, jax.Array]:
-    return max_logits if isinstance(max_logits, Mapping) else {"": max_logits}
+    if not isinstance(max_logits, Mapping):
+        return {"": max_logits}
+    if not max_logits:
+        raise SmoljaxError(
+            "qk_clip got no max_logits: give each attention module's path its maxima [N]"
+        )
+    return max_logits
 
 
 def _kernels(given: object) -> tuple[HeadKernel, ...]:

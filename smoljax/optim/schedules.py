@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from smoljax.errors import SmoljaxError
+from smoljax.optim.hyperparameters import check_number, check_whole
 
 Schedule = Callable[[jax.typing.ArrayLike], jax.Array]
 
@@ -48,9 +49,11 @@ def wsd(
       final_fraction: the end, as a share of the peak.
 
     Raises:
-      SmoljaxError: an unknown tail, a negative length, or a decay that starts inside the warmup.
+      SmoljaxError: an unknown tail, a number out of range, or a decay that starts inside the warmup.
     """
     shape = _tail(tail, power)
+    check_number("peak", peak, at_least=0)
+    check_number("final_fraction", final_fraction, at_least=0, at_most=1)
     if warmup_steps < 0 or decay_steps < 0:
         raise SmoljaxError(
             f"warmup_steps is {warmup_steps} and decay_steps {decay_steps}: neither can be below 0"
@@ -142,8 +145,9 @@ def inverse_sqrt(peak: float, *, warmup_steps: int, timescale: int | None = None
       timescale: steps after the warmup until the rate is peak / sqrt(2); None: warmup_steps.
 
     Raises:
-      SmoljaxError: a negative warmup, or no time scale.
+      SmoljaxError: a negative peak or warmup, or no time scale.
     """
+    check_number("peak", peak, at_least=0)
     scale = warmup_steps if timescale is None else timescale
     if warmup_steps < 0 or scale < 1:
         raise SmoljaxError(
@@ -177,8 +181,16 @@ def batch_size_ramp(
       multiple_of: what every size is a multiple of (devices times micro-batches).
 
     Raises:
-      SmoljaxError: sizes that do not rise from stage to stage, or are no multiples.
+      SmoljaxError: a number below 1, or sizes that do not rise from stage to stage or are no multiples.
     """
+    for name, value in (
+        ("start", start),
+        ("final", final),
+        ("num_steps", num_steps),
+        ("num_stages", num_stages),
+        ("multiple_of", multiple_of),
+    ):
+        check_whole(name, value, at_least=1)
     sizes = [
         (start + (final - start) * stage // num_stages) // multiple_of * multiple_of
         for stage in range(num_stages)

@@ -23,7 +23,7 @@ from smoljax.optim.matrices import (
     to_matrices,
 )
 from smoljax.optim.orthogonalize import split_stack
-from smoljax.optim.partition import MatrixSpec, by_path, check_float
+from smoljax.optim.partition import MatrixSpec, by_path, check_floats
 
 
 class SoapState(NamedTuple):
@@ -159,10 +159,10 @@ def scale_by_soap(
 
     def init(params: optax.Params) -> SoapState:
         spec = specs_by_path(specs, params)
-        leaves = by_path(params)
-        for path, leaf in leaves.items():
-            check_float(path, leaf)
-        shapes = [matrix_shapes(path, leaf.shape, spec[path]) for path, leaf in leaves.items()]
+        check_floats(params)
+        shapes = [
+            matrix_shapes(path, leaf.shape, spec[path]) for path, leaf in by_path(params).items()
+        ]
 
         def moment() -> optax.Updates:
             return jax.tree.map(lambda leaf: jnp.zeros_like(leaf, dtype=jnp.float32), params)
@@ -191,8 +191,9 @@ def scale_by_soap(
         spec = specs_by_path(specs, updates)
         first = state.count == 0
         gradients = _cut(updates, spec)
-        bases = _Sides(_flat(state.left_basis), _flat(state.right_basis))
-        factors = _Sides(_flat(state.left), _flat(state.right))
+        structure = jax.tree.structure(updates)
+        bases = _Sides(_flat(state.left_basis, structure), _flat(state.right_basis, structure))
+        factors = _Sides(_flat(state.left, structure), _flat(state.right, structure))
         moments = _Moments(_cut(state.momentum, spec), _cut(state.second_moment, spec))
 
         turned = _turn(gradients, bases)
@@ -218,10 +219,10 @@ def scale_by_soap(
             count=optax.safe_increment(state.count),
             momentum=_join(moments.first, spec, state.momentum),
             second_moment=_join(moments.second, spec, state.second_moment),
-            left=_unflat(factors.left, state.left),
-            right=_unflat(factors.right, state.right),
-            left_basis=_unflat(bases.left, state.left_basis),
-            right_basis=_unflat(bases.right, state.right_basis),
+            left=_unflat(factors.left, structure, state.left),
+            right=_unflat(factors.right, structure, state.right),
+            left_basis=_unflat(bases.left, structure, state.left_basis),
+            right_basis=_unflat(bases.right, structure, state.right_basis),
         )
 
     return optax.GradientTransformation(init, update)
@@ -378,13 +379,18 @@ def _join(
     return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
 
-def _flat(tree: optax.Updates) -> list[jax.Array | None]:
-    return jax.tree.leaves(tree, is_leaf=lambda node: node is None)
+def _flat(tree: optax.Updates, structure: jax.tree_util.PyTreeDef) -> list[jax.Array | None]:
+    """The arrays of all tuples that stand in the place of the structure's leaves. (Its own None is no leaf.)"""
+    return [array for pieces in structure.flatten_up_to(tree) for array in pieces]
 
 
-def _unflat(arrays: list[jax.Array | None], like: optax.Updates) -> optax.Updates:
-    structure = jax.tree.structure(like, is_leaf=lambda node: node is None)
-    return jax.tree.unflatten(structure, arrays)
+def _unflat(
+    arrays: list[jax.Array | None], structure: jax.tree_util.PyTreeDef, like: optax.Updates
+) -> optax.Updates:
+    """Undoes _flat; `like` gives the lengths of the tuples."""
+    rest = iter(arrays)
+    tuples = [tuple(next(rest) for _ in pieces) for pieces in structure.flatten_up_to(like)]
+    return jax.tree.unflatten(structure, tuples)
 
 
 def _product(x_BKK: jax.Array, y_BKK: jax.Array) -> jax.Array:

@@ -67,6 +67,12 @@ def test_leaves_that_are_not_real_floats_are_refused(dtype):
         assign({"w": jnp.ones((2, 2), dtype)}, rules=(Rule("hidden", path="w"),))
 
 
+def test_two_leaves_of_one_path_are_refused():
+    params = {"a/b": jnp.ones((4, 4)), "a": {"b": jnp.ones((4, 4))}}
+    with pytest.raises(SmoljaxError, match="several leaves of the tree have the path a/b: rename"):
+        assign(params, rules=[Rule("hidden", path=".")])
+
+
 def test_axis_names_must_fit_the_leaf():
     with pytest.raises(SmoljaxError, match="one axis name for each axis"):
         assign({"w": jnp.ones((2, 2, 2))}, logical_axes={"w": ("embed", "mlp")})
