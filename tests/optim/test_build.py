@@ -14,6 +14,7 @@ from smoljax.optim import (
     build,
     evaluation_params,
     learning_rate_schedule,
+    measure_updates,
     metrics,
     multipliers,
     scale_by_muon,
@@ -358,6 +359,21 @@ def test_metrics_of_every_leaf_are_those_of_the_update(random_tree, axes):
     assert all(float(cosine) == pytest.approx(1) for cosine in got.momentum_cosine.values())
 
 
+def test_metrics_hold_the_largest_logit_and_the_share_of_clipped_heads():
+    transform = optax.chain(optax.sgd(0.1), measure_updates())
+    params = {"w": jnp.ones((2, 2))}
+    state = transform.init(params)
+    max_logits = {"layer_0": jnp.float32([90, 101, 130]), "layer_1": jnp.float32([7, 8, 250, 9])}
+    got = metrics(state, max_logits=max_logits, tau=100.0)
+    assert (float(got.max_logit), float(got.qk_clipped)) == (250, pytest.approx(3 / 7))
+    of_stack = jax.jit(lambda logits: metrics(state, max_logits=logits, tau=50.0).scalars())
+    scalars = of_stack(jnp.float32([[60, 1], [2, 3]]))
+    assert (float(scalars["max_logit"]), float(scalars["qk_clipped"])) == (60, 0.25)
+    assert not {"max_logit", "qk_clipped"} & set(metrics(state).scalars())
+    with pytest.raises(SmoljaxError, match="measure_updates needs the parameters"):
+        transform.update(params, state)
+
+
 def test_decay_follows_the_rate_when_asked(random_tree, axes):
     """At half the peak rate the decay part is a quarter of that at the peak; with a constant decay a half."""
     zeros = jax.tree.map(jnp.zeros_like, random_tree(0))
@@ -437,6 +453,15 @@ def test_schedules_of_the_config():
         ({"name": "schedule_free", "average": "ema"}, "schedule_free cannot have"),
         ({"name": "muonh", "qk_clip_tau": 100.0}, "muonh cannot have"),
         ({"qk_clip_tau": 0.0}, "qk_clip_tau is 0.0"),
+        ({"b1": 1.0}, "config.optimizer.b1 is 1.0: give a number at least 0 and below 1"),
+        ({"momentum": 1.0}, "momentum is 1.0"),
+        ({"average_decay": 1.0}, "average_decay is 1.0"),
+        ({"heads_per_matrix": 1.5}, "heads_per_matrix is 1.5: give a whole number from 1$"),
+        ({"precondition_every": 2.5}, "config.optimizer.precondition_every is 2.5"),
+        ({"decay_steps": -1}, "config.optimizer.decay_steps is -1: give a whole number from 0$"),
+        ({"decay_start": -1}, "config.optimizer.decay_start is -1"),
+        ({"average_start": -1}, "config.optimizer.average_start is -1"),
+        ({"groups": {"norm": {"warmup_steps": -1}}}, "warmup_steps is -1"),
     ],
 )
 def test_wrong_fields_are_refused_by_name(fields, words):

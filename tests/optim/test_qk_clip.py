@@ -341,3 +341,6 @@ def test_bad_input_is_named():
         clip(spec(), params=params | {"query": jnp.ones((D, 6, W), jnp.int32)})
     with pytest.raises(SmoljaxError, match=r"shape \(\)"):
         clip(spec(), jnp.float32(1))
+    for call in (lambda: clip(spec(), {}), lambda: clipped_heads({})):
+        with pytest.raises(SmoljaxError, match="no max_logits: give each attention module"):
+            call()

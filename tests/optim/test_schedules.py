@@ -226,6 +226,18 @@ def test_a_batch_ramp_is_in_multiples_or_refused(multiple, start, growth, num_st
             lambda: batch_size_ramp(7, 64, num_steps=10, num_stages=2, multiple_of=8),
             "give multiples",
         ),
+        (lambda: batch_size_ramp(8, 64, num_steps=10, num_stages=0), "num_stages is 0"),
+        (
+            lambda: batch_size_ramp(8, 64, num_steps=10, num_stages=2, multiple_of=0),
+            "multiple_of is 0",
+        ),
+        (
+            lambda: wsd(float("nan"), warmup_steps=0, decay_start=2, decay_steps=3),
+            "peak is nan: give a number at least 0",
+        ),
+        (lambda: constant(-1.0), "peak is -1.0"),
+        (lambda: inverse_sqrt(-1.0, warmup_steps=2), "peak is -1.0"),
+        (lambda: linear(1, warmup_steps=0, num_steps=9, final_fraction=2), "final_fraction is 2"),
     ],
 )
 def test_other_schedules_refuse_lengths_that_do_not_fit(make, words):
