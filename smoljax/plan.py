@@ -30,6 +30,11 @@ def main(config: dict, workdir: Path, **options: str) -> int:
     machine = topology(options["topology"])
     numbers = {name: _number(name, options[name]) for name in ("tokens", "price")}
     search_number = _number("search", options["search"])
+    if search_number and search_number % 1:
+        raise SmoljaxError(f"--search={options['search']} is not a whole number of settings")
+    output = Path(options["json"]) if options["json"] else None
+    if output and not output.parent.is_dir():
+        raise SmoljaxError(f"--json={output}: there is no folder {output.parent}: make it first")
     minutes = _number("search_minutes", options["search_minutes"]) or 20.0
 
     from smoljax.planning.environment import compile_here
@@ -52,8 +57,8 @@ def main(config: dict, workdir: Path, **options: str) -> int:
         tried = search(plan, others, limit=int(search_number), minutes=minutes)
         print("\n" + ranking(tried, plan))
         result["search"] = [as_json(one) for one in tried]
-    if options["json"]:
-        files.atomic_write_json(Path(options["json"]), result)
+    if output:
+        files.atomic_write_json(output, result)
     return 0 if plan.fits else 1
 
 

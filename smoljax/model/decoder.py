@@ -20,7 +20,7 @@ from smoljax.kernels.platform import platform
 from smoljax.model.config import ModelConfig
 from smoljax.model.rope import rope_tables, rotate
 from smoljax.parallel.embedding import look_up
-from smoljax.parallel.rules import residual
+from smoljax.parallel.rules import gathered, residual
 
 _SAVE_ATTENTION = jax.checkpoint_policies.save_only_these_names(
     "attention_output", "attention_logsum"
@@ -212,7 +212,8 @@ def _matmul(x: jax.Array, w: jax.Array) -> jax.Array:
 
 
 def _matmul_forward(x, w):
-    return _matmul(x, w), (x, w)
+    # Not by a call of _matmul, in which a remat policy would not see the product.
+    return cpu_matmul.matmul(x, w).astype(x.dtype), (x, w)
 
 
 def _matmul_backward(operands, g):
@@ -291,7 +292,7 @@ def _matrix(module: nn.Module, name: str, shape: tuple, axes: tuple[str, ...]) -
     relative_std = config.multipliers("adamw")["hidden"].init_std
     initializer = nn.initializers.normal(config.init_std * relative_std)
     matrix = module.param(name, nn.with_logical_partitioning(initializer, axes), shape)
-    return matrix.astype(config.compute_dtype)
+    return gathered(matrix.astype(config.compute_dtype), axes)
 
 
 def _gain(module: nn.Module, name: str, width: int, axis: str = "embed") -> jax.Array:

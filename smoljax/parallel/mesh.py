@@ -60,35 +60,30 @@ class MeshConfig:
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """The mesh over all devices (of every host), neighbours placed by JAX for the topology.
+    """The mesh over all devices (of every host), neighbours placed by JAX for the topology: an axis takes whole sides of the torus of
+    TPUs where sides multiply to it, else parts of them, in which neighbours are still next to each other.
 
     Over several slices of TPUs the data axis goes from slice to slice: its exchange, one sum of gradients a step, is the only
     one that the network between them carries well.
 
     Raises:
-      SmoljaxError: the axes do not divide the devices, the slices do not divide the data axis, or JAX cannot lay the axes on
-        the torus of the chips.
+      SmoljaxError: the axes do not divide the devices, or the slices do not divide the data axis.
     """
     devices = devices if devices is not None else jax.devices()
     shape = config.shape(len(devices))
-    kinds = (AxisType.Auto,) * len(AXES)
     slices = len({getattr(device, "slice_index", 0) for device in devices})
-    if slices == 1:
-        try:
-            return jax.make_mesh(shape, AXES, axis_types=kinds, devices=devices)
-        except NotImplementedError as error:  # Its text names the sides of the torus.
-            raise SmoljaxError(
-                f"config.mesh {dict(zip(AXES, shape))} cannot be laid on these {len(devices)} chips: make each axis a product "
-                f"of whole sides of their torus ({error})"
-            ) from None
     if shape[0] % slices:
         raise SmoljaxError(
             f"config.mesh.data is {shape[0]}, which does not divide over {slices} slices: "
             f"set it to a multiple of {slices}, as only the data axis goes from slice to slice"
         )
-    inside = (shape[0] // slices, *shape[1:])
-    arranged = mesh_utils.create_hybrid_device_mesh(inside, (slices, 1, 1, 1), devices=devices)
-    return Mesh(arranged, AXES, axis_types=kinds)
+    options = {"devices": devices, "allow_split_physical_axes": True}
+    if slices == 1:
+        arranged = mesh_utils.create_device_mesh(shape, **options)
+    else:
+        inside = (shape[0] // slices, *shape[1:])
+        arranged = mesh_utils.create_hybrid_device_mesh(inside, (slices, 1, 1, 1), **options)
+    return Mesh(arranged, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def divisors(number: int) -> list[int]:

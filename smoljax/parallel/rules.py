@@ -124,6 +124,24 @@ def residual(seq_len: int) -> str:
     return "sequence" if seq_len % parts else "residual"
 
 
+def gathered(matrix: jax.Array, axes: tuple[str, ...]) -> jax.Array:
+    """A layer's matrix on its way into a product: whole along fsdp where the mesh has tensor as well, else as the compiler likes.
+
+    On meshes of both libtpu (0.0.42) otherwise makes a loop over the parts of fsdp of each product, in which they go round by
+    collective-permutes: products of SmolLM3-3B on v5p-128 with tensor 4 then take 2.91 s of a step instead of 1.08.
+
+    Args:
+      matrix: in the dtype in which it is exchanged.
+      axes: its logical axis names.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if not is_active() or mesh.shape["tensor"] == 1:
+        return matrix
+    return nn.with_logical_constraint(
+        matrix, tuple(None if _PLACES[name] == "fsdp" else name for name in axes)
+    )
+
+
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Sharding of a [B, S] array: rows over data and fsdp, columns over context."""
     return NamedSharding(mesh, activation_spec("batch", "sequence"))

@@ -58,6 +58,12 @@ def _answer(plan: Plan) -> str:
     return answer
 
 
+_FROM = {
+    "tpu": "by libtpu, which compiled the step for these chips",
+    "cpu": "by the compiler for this computer's processor, in the place of the GPUs'",
+}
+
+
 def _seconds(value: float) -> str:
     """Four digits, whatever the size of the model."""
     return f"{value:.4f}" if value < 1 else f"{value:.3f}"
@@ -73,7 +79,7 @@ def _memory(plan: Plan) -> list[str]:
         ("peak", plan.needs),
         ("memory of a chip", limit),
     ]
-    lines = [f"{'Memory per chip':36} {'GiB':>9}    (from the {compiled.memory_from} compiler)"]
+    lines = [f"{'Memory per chip':36} {'GiB':>9}    ({_FROM[compiled.memory_from]})"]
     lines += [
         f"  {name:34} {size / GIB:9.3f} {100 * size / limit:6.1f}%"
         for name, size in rows
@@ -84,9 +90,10 @@ def _memory(plan: Plan) -> list[str]:
     else:
         lines.append(f"  DOES NOT FIT: {(plan.needs - limit) / GIB:.2f} GiB too much")
     if compiled.memory_from == "cpu":
-        lines.append(
-            "  which widens bf16 and has no attention kernel: a GPU's arrays take less, its allocator some more"
-        )
+        lines += [
+            "  an estimate: parameters, optimizer state and batch are exact, but activations are those of the step compiled for",
+            "  this computer's processor, which holds bf16 as f32 and has no attention kernel; a GPU needs less, its allocator more",
+        ]
     if compiled.rematerialisations:
         lines.append(
             f"  the compiler gathers {compiled.rematerialisations} arrays whole because it cannot reshard them"

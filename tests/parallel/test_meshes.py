@@ -119,11 +119,10 @@ def test_a_step_exchanges_what_the_table_says(report, mesh):
         assert sent == pytest.approx(wanted[name], abs=300), name
 
 
-@pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None,
-    reason='libtpu is not installed: pip install "smoljax[plan]"',
-)
-def test_on_tpus_tensor_scatters_and_gathers_the_residual_stream_and_sums_nothing_whole():
+@pytest.fixture(scope="module")
+def compiled_for_tpus():
+    if importlib.util.find_spec("libtpu") is None:
+        pytest.skip('libtpu is not installed: pip install "smoljax[plan]"')
     done = subprocess.run(
         [sys.executable, "-m", "tests.parallel.eight_chips"],
         capture_output=True,
@@ -131,7 +130,13 @@ def test_on_tpus_tensor_scatters_and_gathers_the_residual_stream_and_sums_nothin
         check=False,
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    found = json.loads(done.stdout.splitlines()[-1])
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_on_tpus_tensor_scatters_and_gathers_the_residual_stream_and_sums_nothing_whole(
+    compiled_for_tpus,
+):
+    found = compiled_for_tpus["whole"]
     model, data, tensor = eight_chips.BIG, eight_chips.DATA, eight_chips.TENSOR
     share = (tensor - 1) / tensor
     size = eight_chips.BATCH_SIZE * eight_chips.SEQ_LEN * model.hidden_size / data
@@ -142,3 +147,41 @@ def test_on_tpus_tensor_scatters_and_gathers_the_residual_stream_and_sums_nothin
     gathered = (found["tensor all-gather"][1] - table - stream) / stream / model.num_layers
     assert gathered in (4, 5, 6)
     assert "tensor all-reduce" not in found
+
+
+def test_on_tpus_matrices_are_gathered_over_fsdp_and_not_passed_round_in_pieces(compiled_for_tpus):
+    """By itself the compiler passes them round, in 156 collective-permutes a step."""
+    found = compiled_for_tpus["default"]
+    assert "fsdp collective-permute" not in found
+    assert found["fsdp all-gather"][0] >= 2 * eight_chips.BIG.num_layers
+
+
+PLACES = """
+from jax.experimental import topologies
+from smoljax import parallel
+from smoljax.planning.environment import compile_here
+from smoljax.planning.topologies import topology
+
+place = topology("v6e-256")
+compile_here(place)
+devices = topologies.get_topology_desc(place.compiler_name, platform="tpu").devices
+for axes in (dict(data=1, fsdp=64, tensor=4), dict(data=1, fsdp=16, tensor=16)):
+    mesh = parallel.make_mesh(parallel.MeshConfig(**axes), devices)
+    print([device.coords[:2] for device in mesh.devices[0, 0, :, 0]])
+"""
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None,
+    reason='libtpu is not installed: pip install "smoljax[plan]"',
+)
+def test_an_axis_of_a_mesh_may_be_a_part_of_a_side_of_the_torus():
+    """Of 16 x 16 chips: four in a row, or a whole side."""
+    done = subprocess.run(
+        [sys.executable, "-c", PLACES], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    four, sixteen = map(json.loads, done.stdout.splitlines()[-2:])
+    for row in (four, sixteen):
+        columns, rows = (sorted(set(along)) for along in zip(*row))
+        assert sorted([columns, rows], key=len) == [[0], list(range(len(row)))]

@@ -39,6 +39,8 @@ def _plan(*arguments):
         ("--topology=", "v5p-8"),
         ("--tokens=many", "11.1e12"),
         ("--price=-1", "positive"),
+        ("--search=1.5", "whole number"),
+        ("--json=missing/plan.json", "missing"),
     ],
 )
 def test_bad_input_is_one_line(flag, message):
@@ -62,6 +64,7 @@ def test_gpus_by_closed_form(tmp_path):
         "chip-hours",
         "cost",
         "bound by",
+        "in the place of the GPUs'",
         "Search: 2 set",
     ):
         assert words in result.stdout
@@ -146,12 +149,3 @@ def test_slices_want_the_data_axis():
     result = _plan(*SMALL, "--topology=v5e-16x2", "--config.data.batch_size=32")
     assert result.returncode == 1
     assert "multiple of 2" in result.stderr
-
-
-@needs_libtpu
-def test_a_mesh_that_no_side_of_the_torus_holds():
-    axes = ["--config.mesh.data=4", "--config.mesh.fsdp=64"]
-    result = _plan(*SMALL, "--topology=v6e-256", "--config.data.batch_size=256", *axes)
-    assert result.returncode == 1
-    assert "config.mesh {'data': 4, 'fsdp': 64" in result.stderr
-    assert result.stderr.count("\n") == 1
