@@ -10,10 +10,13 @@ quantmatrix.cc, loss.cc).
 
 import itertools
 import struct
+from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 _MAGIC, _VERSION = 793712314, 12
 _HIERARCHICAL, _SOFTMAX = 1, 3
@@ -53,63 +56,105 @@ class Model:
 
     def scores(self, text: str) -> np.ndarray:
         """float32 [labels]: the probability of each label; line breaks are spaces."""
-        words = text.encode().replace(b"\0", b" ").split()
-        if _END in words:
-            del words[words.index(_END) :]
-        words.append(_END)  # Of the line.
-        parts = range(0, len(words), _CAPACITY)
-        total = sum(self._sum(words[start : start + _CAPACITY]) for start in parts)
-        hidden = total[:-1] / max(1.0, total[-1])
-        return self._probabilities(hidden).astype(np.float32)
+        return self.scores_of([text])[0]
 
-    def _sum(self, words: list[bytes]) -> np.ndarray:
-        """float64 [dim + 1]: the sum of the rows of words, and their number."""
-        found = self._find(words)
+    def scores_of(self, texts: Sequence[str]) -> np.ndarray:
+        """float32 [texts, labels]: `scores` of each; a word that several of them hold is looked up once."""
+        bare = [text.replace("\0", " ") for text in texts]
+        rows = pc.ascii_split_whitespace(pa.array(bare, pa.large_string()))
+        encoded = pc.dictionary_encode(rows.values)
+        words, numbers = encoded.dictionary.to_pylist(), encoded.indices.to_numpy()
+        end = words.index(_END.decode()) if _END.decode() in words else -1
+        totals = np.zeros((len(texts), self._dim + 1))
+        totals += self._sums_of([_END.decode()])  # Of the line.
+        for first in range(0, len(words), _CAPACITY):
+            sums = self._sums_of(words[first : first + _CAPACITY])
+            for total, (start, stop) in zip(totals, itertools.pairwise(rows.offsets.to_numpy())):
+                here = numbers[start:stop]
+                if end >= 0:
+                    here = here[: np.argmax(np.append(here, end) == end)]
+                if len(words) > _CAPACITY:
+                    here = here[(here >= first) & (here < first + len(sums))] - first
+                total += sums[here].sum(axis=0, dtype=np.float64)
+        hidden = totals[:, :-1] / np.maximum(1.0, totals[:, -1:])
+        return np.array([self._probabilities(row) for row in hidden], np.float32)
+
+    def _sums_of(self, words: list[str]) -> np.ndarray:
+        """float32 [words, dim + 1]: the sum of the rows of each of some distinct words, and their number."""
+        found = np.fromiter(map(self._known.get, words, itertools.repeat(-1)), np.int64, len(words))
+        self._texts_with[found] += found >= 0
+        sums = self._sums[found]
         missing = np.flatnonzero(found < 0)
-        if len(missing):
-            if len(self._known) + len(missing) > _CAPACITY:
-                self._forget()
-                missing = np.arange(len(words))
-            new = [words[i] for i in missing.tolist()]
-            self._learn(list(dict.fromkeys(new)))
-            found[missing] = self._find(new)
-        return self._sums[found].sum(axis=0, dtype=np.float64)
-
-    def _find(self, words: list[bytes]) -> np.ndarray:
-        """int64 [words]: where the sum of each word is, -1 where it is not known."""
-        return np.fromiter(map(self._known.get, words, itertools.repeat(-1)), np.int64, len(words))
-
-    def _forget(self) -> None:
-        self._known: dict[bytes, int] = {}
-        self._sums = np.empty((_CAPACITY, self._dim + 1), np.float32)
-
-    def _learn(self, new: list[bytes]) -> None:
-        """Remembers the sums of words."""
-        rows, owners = self._rows_of(new)
-        sums = np.zeros((len(new), self._dim + 1), np.float32)
+        new = [words[i] for i in missing.tolist()]
+        rows, owners = self._rows_of([word.encode() for word in new])
+        learned = np.zeros((len(new), self._dim + 1), np.float32)
         if len(rows):
             vectors = self._input.rows(rows)
             starts = np.flatnonzero(np.diff(owners, prepend=-1))
-            sums[owners[starts], :-1] = np.add.reduceat(vectors, starts, axis=0)
-            sums[:, -1] = np.bincount(owners, minlength=len(new))
+            learned[owners[starts], :-1] = np.add.reduceat(vectors, starts, axis=0)
+            learned[:, -1] = np.bincount(owners, minlength=len(new))
+        sums[missing] = learned
+        self._remember(new, learned)
+        return sums
+
+    def _remember(self, new: list[str], sums: np.ndarray) -> None:
+        """Remembers the sums of words, where need be in the place of those that came only once."""
+        if len(self._known) + len(new) > _CAPACITY:
+            kept = [(word, at) for word, at in self._known.items() if self._texts_with[at]]
+            old = self._sums
+            self._forget()
+            if kept and len(kept) + len(new) <= _CAPACITY:
+                words, places = zip(*kept)
+                self._known.update(zip(words, range(len(words))))
+                self._sums[: len(words)] = old[list(places)]
         start = len(self._known)
         self._known.update(zip(new, range(start, start + len(new))))
         self._sums[start : start + len(new)] = sums
+
+    def _forget(self) -> None:
+        self._known: dict[str, int] = {}
+        self._sums = np.zeros((_CAPACITY, self._dim + 1), np.float32)
+        self._texts_with = np.zeros(_CAPACITY, np.int32)
 
     def _rows_of(self, words: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
         """(rows of the input matrix, number of the word that each belongs to), int64 [rows], word by word."""
         whole = [(self._words[word], i) for i, word in enumerate(words) if word in self._words]
         rows, owners = np.array(whole, np.int64).reshape(-1, 2).T
         if self._maxn > 0:
-            cut = [i for i, w in enumerate(words) if w != _END and self._is_word(w)]
-            grams, of = self._grams([words[i] for i in cut])
-            rows = np.concatenate([rows, grams])
-            owners = np.concatenate([owners, np.array(cut, np.int64)[of]])
+            ascii_ones, others = [], []
+            for i, word in enumerate(words):
+                if word and word != _END and self._is_word(word):
+                    (ascii_ones if word.isascii() else others).append(i)
+            for part, find in ((ascii_ones, self._ascii_grams), (others, self._grams)):
+                grams, of = find([words[i] for i in part])
+                rows = np.concatenate([rows, grams])
+                owners = np.concatenate([owners, np.array(part, np.int64)[of]])
         order = np.argsort(owners, kind="stable")
         return rows[order], owners[order]
 
     def _is_word(self, word: bytes) -> bool:
-        return word in self._words or not word.startswith(_LABEL)
+        return not word.startswith(_LABEL) or word in self._words
+
+    def _ascii_grams(self, words: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
+        """What `_grams` gives of words of ASCII, in which every byte is a character: five times as fast."""
+        letters = np.frombuffer(b"".join([b"<%b>" % word for word in words]), np.uint8)
+        sizes = np.fromiter(map(len, words), np.int64, len(words)) + 2
+        ends = np.cumsum(sizes)
+        owners = np.repeat(np.arange(len(words), dtype=np.int32), sizes)
+        # Of each character, how many there are from it to the end of its word.
+        left = np.repeat(ends.astype(np.int32), sizes) - np.arange(len(letters), dtype=np.int32)
+        hashes = np.full(len(letters), _OFFSET)
+        found = [(np.empty(0, np.uint32), np.empty(0, np.int32))]
+        for n in range(1, self._maxn + 1):
+            hashes = (hashes[: max(0, len(letters) - n + 1)] ^ letters[n - 1 :]) * _FACTOR
+            if n >= self._minn:
+                whole = left[: len(hashes)] >= n
+                if n == 1:  # A mark of a word's border alone is no run.
+                    whole[ends - 1] = whole[ends - sizes] = False
+                found.append(
+                    (hashes[whole] % np.uint32(self._buckets), owners[: len(hashes)][whole])
+                )
+        return self._kept_rows(*map(np.concatenate, zip(*found)))
 
     def _grams(self, words: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
         """(rows, numbers of the words) of all runs of minn to maxn characters of "<word>"."""

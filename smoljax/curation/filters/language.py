@@ -50,8 +50,7 @@ def language(
     codes = [_code(label) for label in read.labels]
     thresholds = {code: (min_scores or {}).get(code, min_score) for code in languages}
     found, scores, reasons = [], [], []
-    for text in batch.column("text").to_pylist():
-        likely = read.scores(text)
+    for likely in read.scores_of(batch.column("text").to_pylist()):
         score, code = float(likely.max()), codes[likely.argmax()]
         reason = None
         if not score > (thresholds or min_scores or {}).get(code, min_score):
