@@ -85,7 +85,7 @@ def skip_spikes(
       window. There, one NaN makes every comparison false until it has left the window.
     - The deviation counts as at least 1e-6 of the mean (levanter: 1e-6), so that rounding is no spike in a constant series.
 
-    How it is left out is the platform's: see _unless. On a CPU it is not differentiable in reverse mode.
+    On a CPU the inner update stands in a loop of 0 or 1 turns (see _unless), which has no derivative in reverse mode.
 
     Args:
       inner: the transformation whose updates are skipped, usually the whole optimizer.
@@ -94,7 +94,8 @@ def skip_spikes(
       factor: deviations above the mean that still pass.
 
     Raises:
-      SmoljaxError: at once for a number out of range; in init for a leaf that is no real float; in update for a loss that is not a scalar.
+      SmoljaxError: at once for a number out of range; in init for a leaf that is no real float; in update for a loss that is
+        not a scalar.
     """
     check_whole("window", window, at_least=2)
     check_whole("at_least", at_least, at_least=2)
@@ -186,8 +187,9 @@ def _unless(
         )
         return tuple(result)
 
-    # TPU compilers put a select into the fusion that writes the new state. XLA's for CPUs writes it in one fusion, reads
-    # the old state in another, and copies it first.
+    # TPU compilers put a select into the fusion that writes the new state, at no cost. XLA's for CPUs writes it in one fusion,
+    # reads the old state in another, and copies that first: AdamW of eight 1024x1024 float32 matrices with donated buffers
+    # took 60 ms and 60 MiB under a select, 64 and 96 under a cond, 38 and 32 in the loop, 32 and 32 with no choice at all.
     updates, state = jax.lax.platform_dependent(
         skip, gradient, state, cpu=by_loop, default=by_select
     )
