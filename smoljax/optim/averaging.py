@@ -127,7 +127,9 @@ def _average(keep, start_step: int, dtype) -> optax.GradientTransformation:
         check_floats(params)
         return AverageState(
             count=jnp.zeros([], jnp.int32),
-            average=jax.tree.map(lambda leaf: jnp.array(leaf, dtype or leaf.dtype), params),
+            average=jax.tree.map(
+                lambda leaf: jnp.array(leaf, dtype or jnp.result_type(leaf)), params
+            ),
         )
 
     def update(updates, state, params=None):

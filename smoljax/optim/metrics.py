@@ -142,4 +142,4 @@ def _found(state: object, kind: type | tuple[type, ...]) -> list:
 
 
 def _sum_of_squares(leaf: jax.Array) -> jax.Array:
-    return jnp.sum(jnp.square(leaf.astype(jnp.float32)))
+    return jnp.sum(jnp.square(jnp.asarray(leaf, jnp.float32)))

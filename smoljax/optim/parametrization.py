@@ -141,20 +141,6 @@ def forward_multipliers(
     )
 
 
-def describe(
-    kind: str, *, width: float, depth: float = 1.0, head_width: float = 1.0, rule: str = "adamw"
-) -> str:
-    """Both tables as text. Arguments and errors as for multipliers and forward_multipliers."""
-    table = multipliers(kind, width=width, depth=depth, rule=rule)
-    forward = forward_multipliers(kind, width=width, depth=depth, head_width=head_width)
-    lines = [f"{kind}, hidden matrices by {rule}: {width:g} x width, {depth:g} x depth"]
-    lines.append(f"{'role':10}" + "".join(f"{field:>15}" for field in Multipliers._fields))
-    for role, row in table.items():
-        lines.append(f"{role:10}" + "".join(f"{value:15.6g}" for value in row))
-    lines += [f"{name:25}{value:15.6g}" for name, value in forward._asdict().items()]
-    return "\n".join(lines)
-
-
 def _check(kind: str, **sizes: float) -> None:
     if kind not in KINDS:
         raise SmoljaxError(f"parametrization is {kind!r}: choose one of {', '.join(KINDS)}")

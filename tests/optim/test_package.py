@@ -66,7 +66,7 @@ def odd_tree(name):
         "z": [array(4, 4), array(3, 4)],
     }
     if name not in OF_MATRICES:
-        tree |= {"scalar": array(), "vector": array(3), "empty": jnp.zeros((0, 2))}
+        tree |= {"scalar": array(), "vector": array(3), "empty": jnp.zeros((0, 2)), "number": 0.5}
     return tree
 
 

@@ -39,6 +39,9 @@ def test_skips_what_the_rule_says_and_a_skipped_value_enters_the_window():
             past = losses[:step][-16:]
             threshold = np.mean(past) + 3 * np.std(past)
             np.testing.assert_allclose(state.report.loss_threshold, threshold, rtol=1e-5)
+            past = norms[:step][-16:]
+            threshold = np.mean(past) + 3 * np.std(past)
+            np.testing.assert_allclose(state.report.norm_threshold, threshold, rtol=1e-5)
         else:
             assert np.isinf(state.report.loss_threshold)
     assert total >= 3  # not step 5: there were too few entries
