@@ -77,7 +77,7 @@ def get_config(optimizer: str = "muon") -> ConfigDict:
             name=optimizer,
             learning_rate=6e-3,
             # Embedding and norms, which AdamW keeps beside a matrix optimizer: at AdamW's own best rate.
-            adamw_learning_rate=6e-3,
+            adamw_learning_rate=3e-3,
             weight_decay=0.1,
             clip_norm=1.0,
             schedule="wsd",
