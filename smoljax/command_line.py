@@ -17,6 +17,17 @@ from smoljax.errors import SmoljaxError, require
 # Exit code of a verb that was stopped on request, after saving what it had.
 STOPPED = 42
 
+# Settings of glibc's malloc. A compiled training step on a CPU takes its buffers from malloc and returns them every time; with pages
+# of 4 kB the page faults are a sixth of the step (benchmarks/train_cpu.py). Buffers from 4 MB on have pages of their own. What
+# is smaller stays in a heap that is not given back, or the kernel clears the same huge page again and again.
+MALLOC = ":".join(
+    (
+        "glibc.malloc.hugetlb=1",
+        f"glibc.malloc.mmap_threshold={4 << 20}",
+        f"glibc.malloc.trim_threshold={256 << 20}",
+    )
+)
+
 HELP = """
 Flags:
   --config=FILE           recipe to run, such as configs/quickstart.py (FILE:VARIANT passes VARIANT to its get_config)
@@ -43,7 +54,7 @@ def run(
       options: the verb's own flags, name to help text.
       default_workdir: --workdir where it is not given; None makes it required.
     """
-    _use_huge_pages()
+    _set_malloc()
     options = options or {}
     if {"--help", "-h", "-help", "--helpfull"} & set(sys.argv[1:]):
         own = "".join(f"  --{name}=...  {text}\n" for name, text in options.items())
@@ -62,14 +73,10 @@ def run(
     sys.exit(code or 0)
 
 
-def _use_huge_pages() -> None:
-    """Starts this process anew, under the same id, with glibc's malloc on huge pages.
-
-    A compiled training step on a CPU takes its buffers from malloc and returns them every time; with pages of 4 kB the
-    page faults are a sixth of the step (benchmarks/train_cpu.py). glibc reads the setting only when a process starts.
-    """
+def _set_malloc() -> None:
+    """Starts this process anew, under the same id, with MALLOC: glibc reads its settings only when a process starts."""
     if sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ:
-        os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
+        os.environ["GLIBC_TUNABLES"] = MALLOC
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 

@@ -8,7 +8,7 @@ from jax.sharding import Mesh
 from smoljax import parallel
 
 # What the loss reads of a batch.
-BATCH_KEYS = ("tokens", "targets", "segment_ids", "loss_mask")
+BATCH_DTYPES = {"tokens": "int32", "targets": "int32", "segment_ids": "int32", "loss_mask": "bool"}
 
 
 def bits_per_byte(nats: float, num_targets: int, *, tokens: int, text_bytes: int) -> float:
@@ -51,7 +51,7 @@ def held_out(
     for source in mixture.config.sources:
         sums = []
         for batch in mixture.heldout_batches(source, batch_size, max_batches=max_batches):
-            local = {key: batch[key][rows] for key in BATCH_KEYS}
+            local = {key: batch[key][rows] for key in BATCH_DTYPES}
             on_mesh = parallel.put_batch(local, mesh, rows=rows, batch_size=batch_size)
             sums.append(eval_step(params, on_mesh))
         nats = math.fsum(float(row["cross_entropy"]) for row in sums)

@@ -163,8 +163,7 @@ def _read_tensors(path: Path, sha256: str) -> dict[str, np.ndarray]:
 
 
 def _shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    shapes = jax.eval_shape(lambda: model.init(config, jax.random.key(0)))
-    return {name: leaf.shape for name, leaf in _flatten(shapes).items()}
+    return {name: leaf.shape for name, leaf in _flatten(model.param_shapes(config)).items()}
 
 
 def _flatten(params: dict) -> dict:

@@ -7,6 +7,7 @@ from smoljax.model.functions import (
     hidden_and_max_logits,
     init,
     logical_axes,
+    param_shapes,
     unembedding,
 )
 from smoljax.model.generate import generate, stream
@@ -19,6 +20,7 @@ __all__ = [
     "hidden_and_max_logits",
     "init",
     "logical_axes",
+    "param_shapes",
     "stream",
     "unembedding",
 ]

@@ -29,6 +29,11 @@ def init(config: ModelConfig, key: jax.Array) -> dict:
     return nn.unbox(_boxed(config, key))
 
 
+def param_shapes(config: ModelConfig) -> dict:
+    """The tree of `init` as ShapeDtypeStructs."""
+    return nn.unbox(_boxed_shapes(config))
+
+
 def logical_axes(config: ModelConfig) -> dict:
     """The tree of `init` with, for each parameter, the tuple of its axes' logical names."""
     return jax.tree.map(

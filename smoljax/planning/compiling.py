@@ -20,8 +20,6 @@ from smoljax.errors import SmoljaxError, require
 from smoljax.planning.topologies import GIB, Topology
 from smoljax.training import Run
 
-_BATCH_DTYPES = {"tokens": "int32", "targets": "int32", "segment_ids": "int32", "loss_mask": "bool"}
-
 _SIZE = r"([\d.]+)([KMGT]?)"
 # The two ways in which the compiler says so: before it places anything, and after.
 _TOO_MUCH = (
@@ -109,15 +107,14 @@ def compile_step(run: PlannedRun, topology: Topology) -> Compiled:
       SmoljaxError: the compiler refuses for another reason.
     """
     start = time.monotonic()
-    batch = _batch(run)
+    batch = run.batch_shapes(run.data.batch_size)
     sizes = {
         "params": _bytes_per_chip(run.shapes.params, run.shardings.params),
         "optimizer": _bytes_per_chip(run.shapes.opt_state, run.shardings.opt_state) + 4,
         "batch": _bytes_per_chip(batch, {name: x.sharding for name, x in batch.items()}),
         "memory_from": topology.chip.platform if topology.chip.platform == "tpu" else "cpu",
     }
-    with parallel.active(run.mesh):
-        lowered = run.train_step().lower(run.shapes, batch)
+    lowered = run.lower(run.train_step(), batch)
     try:
         with _native_log() as log:
             compiled = lowered.compile()
@@ -161,15 +158,6 @@ def overflow(message: str) -> Overflow:
     unit = {"": 1, "K": 2**10, "M": 2**20, "G": GIB, "T": 2**40}
     memory = found[5].lower() if found.re.groups == 5 else "hbm"
     return Overflow(float(found[1]) * unit[found[2]], float(found[3]) * unit[found[4]], memory)
-
-
-def _batch(run: Run) -> dict[str, jax.ShapeDtypeStruct]:
-    shape = (run.data.batch_size, run.data.seq_len)
-    sharding = parallel.batch_sharding(run.mesh)
-    return {
-        name: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
-        for name, dtype in _BATCH_DTYPES.items()
-    }
 
 
 def _devices(topology: Topology) -> tuple:

@@ -5,6 +5,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 
@@ -14,9 +15,10 @@ from smoljax.errors import SmoljaxError
 from smoljax.evaluation import perplexity
 from smoljax.model import logical_axes
 from smoljax.progress import Progress
+from smoljax.training.checkpoint import Checkpoints
 from smoljax.training.metrics import MetricsWriter
 from smoljax.training.run import Run
-from smoljax.training.state import make_state
+from smoljax.training.state import TrainState, make_state
 from smoljax.training.step import make_eval_step
 from smoljax.training.throughput import peak_flops
 
@@ -33,16 +35,19 @@ def train(run: Run) -> int:
     checkpoints = run.checkpoints()
     newest = checkpoints.latest_step()
     start = newest or 0
+    sizes = run.data.batch_sizes
+    train_step = run.train_step()
+    with ThreadPoolExecutor(1) as beside:
+        making = beside.submit(_first_state, run, checkpoints)
+        # Python traces the step, while XLA compiles and runs the program of the parameters.
+        run.lower(train_step, run.batch_shapes(sizes.size(start)))
+        state = making.result()
     if newest is not None:  # Step 0 is a model that `convert` brought in.
-        state = checkpoints.restore(run.shapes, run.shardings)
         _say(f"resuming from step {start:,} in {run.train_directory}")
     else:
-        state = make_state(run.model, run.optimizer, seed=run.seed, shardings=run.shardings)
         _describe(run)
     _write_config(run)
-    train_step = run.train_step()
     evaluate = _evaluator(run)
-    sizes = run.data.batch_sizes
     rows = {size: parallel.local_rows(mesh, size) for size in sizes.sizes}
     batches = mixture.loader(start, rows=rows)
     log = _Log(run, start_step=start)
@@ -54,7 +59,7 @@ def train(run: Run) -> int:
             _, batch = next(batches)
             size = sizes.size(step)
             on_mesh = parallel.put_batch(
-                {key: batch[key] for key in perplexity.BATCH_KEYS},
+                {key: batch[key] for key in perplexity.BATCH_DTYPES},
                 mesh,
                 rows=rows[size],
                 batch_size=size,
@@ -84,6 +89,13 @@ def train(run: Run) -> int:
         _say(f"stopped on request; step {step:,} is saved: the same command goes on from there")
         return STOPPED
     return 0
+
+
+def _first_state(run: Run, checkpoints: Checkpoints) -> TrainState:
+    """The newest saved state, or a fresh one."""
+    if checkpoints.latest_step() is None:
+        return make_state(run.model, run.optimizer, seed=run.seed, shardings=run.shardings)
+    return checkpoints.restore(run.shapes, run.shardings)
 
 
 def _evaluator(run: Run) -> Callable[[dict], dict]:

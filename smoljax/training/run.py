@@ -8,11 +8,13 @@ from pathlib import Path
 import jax
 import optax
 from jax.sharding import AbstractMesh, Mesh
+from jax.stages import Lowered
 
 from smoljax import configuration, optim, parallel
 from smoljax.errors import SmoljaxError
+from smoljax.evaluation import perplexity
 from smoljax.input_pipeline import Mixture, MixtureConfig, open_mixture
-from smoljax.model import ModelConfig, init, logical_axes
+from smoljax.model import ModelConfig, logical_axes, param_shapes
 from smoljax.tokens.config import TokenizerConfig
 from smoljax.tokens.tokenizer import Tokenizer
 from smoljax.training.checkpoint import Checkpoints
@@ -81,7 +83,7 @@ class Run:
     @functools.cached_property
     def params_shapes(self) -> dict:
         """The parameters as ShapeDtypeStructs."""
-        return jax.eval_shape(functools.partial(init, self.model), jax.random.key(0))
+        return param_shapes(self.model)
 
     @functools.cached_property
     def optimizer(self) -> optax.GradientTransformation:
@@ -163,6 +165,23 @@ class Run:
             quantization=self.training.quantization,
             qk_clip_tau=self.optimizer_config.qk_clip_tau,
         )
+
+    def batch_shapes(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """What a step reads of a batch of so many rows, as ShapeDtypeStructs with their places."""
+        shape, sharding = (batch_size, self.data.seq_len), parallel.batch_sharding(self.mesh)
+        return {
+            name: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+            for name, dtype in perplexity.BATCH_DTYPES.items()
+        }
+
+    def lower(self, train_step: Callable, batch: dict[str, jax.ShapeDtypeStruct]) -> Lowered:
+        """`train_step` traced and lowered for such a batch. Nothing runs; a call with such arrays then does neither again."""
+        state = jax.tree.map(
+            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+            self.shapes,
+            self.shardings,
+        )
+        return train_step.lower(state, batch)
 
     @property
     def train_directory(self) -> Path:

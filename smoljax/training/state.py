@@ -8,7 +8,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from smoljax import optim, parallel
-from smoljax.model import ModelConfig, init, logical_axes
+from smoljax.model import ModelConfig, init, logical_axes, param_shapes
 
 
 class TrainState(NamedTuple):
@@ -21,8 +21,9 @@ class TrainState(NamedTuple):
 
 def state_shapes(config: ModelConfig, optimizer: optax.GradientTransformation) -> TrainState:
     """The state as ShapeDtypeStructs: nothing is allocated."""
-    return jax.eval_shape(
-        lambda: _initial_state(config, optimizer, jax.random.key(0)),
+    params = param_shapes(config)
+    return TrainState(
+        jax.ShapeDtypeStruct((), jnp.int32), params, jax.eval_shape(optimizer.init, params)
     )
 
 
@@ -45,14 +46,22 @@ def make_state(
     shardings: TrainState,
 ) -> TrainState:
     """Initialises the state where it lives; its values do not depend on the sharding."""
-    # A program that runs once: LLVM's first level compiles it in two thirds of the time, to the same values.
-    on_cpu = shardings.step.mesh.devices.flat[0].platform == "cpu"
     make = jax.jit(
         lambda key: _initial_state(config, optimizer, key),
         out_shardings=shardings,
-        compiler_options={"xla_backend_optimization_level": 1} if on_cpu else None,
+        compiler_options=compiler_options(shardings.step.mesh),
     )
     return make(jax.random.key(seed))
+
+
+def compiler_options(mesh: Mesh) -> dict[str, int] | None:
+    """XLA's options for the programs of training.
+
+    On a CPU LLVM's first level compiles them in less time than its third (benchmarks/first_step.py), and they run as fast: their time
+    goes into matrix products, which a library does, and into memory.
+    """
+    on_cpu = mesh.devices.flat[0].platform == "cpu"
+    return {"xla_backend_optimization_level": 1} if on_cpu else None
 
 
 def _initial_state(

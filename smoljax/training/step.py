@@ -13,9 +13,9 @@ from jax.sharding import Mesh
 
 from smoljax import losses, optim, parallel
 from smoljax.errors import SmoljaxError
-from smoljax.model import ModelConfig, hidden, hidden_and_max_logits, init, unembedding
+from smoljax.model import ModelConfig, hidden, hidden_and_max_logits, param_shapes, unembedding
 from smoljax.optim.qk_clip import QKClipSpec, clipped_heads, qk_clip
-from smoljax.training.state import TrainState
+from smoljax.training.state import TrainState, compiler_options
 
 _QUERIES_AND_KEYS = QKClipSpec("layers/attention/query", "layers/attention/key")
 
@@ -125,6 +125,7 @@ def make_train_step(
         in_shardings=(shardings, parallel.batch_sharding(mesh)),
         out_shardings=(shardings, None),
         donate_argnums=0,
+        compiler_options=compiler_options(mesh),
     )
     return _on_mesh(compiled, mesh)
 
@@ -140,7 +141,11 @@ def make_eval_step(
     def step(params: dict, batch: dict) -> dict:
         return loss(params, batch)[1]
 
-    compiled = jax.jit(step, in_shardings=(shardings, parallel.batch_sharding(mesh)))
+    compiled = jax.jit(
+        step,
+        in_shardings=(shardings, parallel.batch_sharding(mesh)),
+        compiler_options=compiler_options(mesh),
+    )
     return _on_mesh(compiled, mesh)
 
 
@@ -197,10 +202,9 @@ def _check_qk_clip(config: ModelConfig, tau: float) -> None:
             f"config.optimizer.qk_clip_tau is {tau} and config.model.qk_norm True: the norm makes logits independent of the size "
             "of query and key weights, so clipping them does nothing; set qk_clip_tau to None, or qk_norm to False"
         )
-    shapes = jax.eval_shape(functools.partial(init, config), jax.random.key(0))
     max_logits_LN = jax.ShapeDtypeStruct((config.num_layers, config.num_heads), jnp.float32)
     clip = functools.partial(qk_clip, tau=tau, spec=_QUERIES_AND_KEYS)
-    jax.eval_shape(clip, shapes, max_logits_LN)
+    jax.eval_shape(clip, param_shapes(config), max_logits_LN)
 
 
 def _on_mesh(function: Callable, mesh: Mesh) -> Callable:
@@ -209,5 +213,9 @@ def _on_mesh(function: Callable, mesh: Mesh) -> Callable:
         with parallel.active(mesh):
             return function(*args)
 
-    call.lower = function.lower
+    def lower(*args):
+        with parallel.active(mesh):
+            return function.lower(*args)
+
+    call.lower = lower
     return call

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 
-from smoljax.command_line import load_config
+from smoljax.command_line import MALLOC, load_config
 from smoljax.training import Run
 from smoljax.training.metrics import read_metrics
 from tests.conftest import with_small_files
@@ -123,7 +123,7 @@ except SystemExit as end:
 """
     result = subprocess.run(
         [sys.executable, "-c", program],
-        env=os.environ | {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"},  # Else it starts anew.
+        env=os.environ | {"GLIBC_TUNABLES": MALLOC},  # Else it starts anew.
         capture_output=True,
         text=True,
         check=False,
