@@ -53,7 +53,8 @@ def part(
     if len(reasons) != batch.num_rows:
         raise ValueError(f"{len(reasons)} reasons for {batch.num_rows} rows")
     reason = pa.array(reasons, pa.string())
-    kept = batch.filter(reason.is_null())
+    # Batches of pages are large: one that stays whole is not copied.
+    kept = batch if reason.null_count == len(reason) else batch.filter(reason.is_null())
     removed = batch.filter(reason.is_valid())
     columns = [*removed.columns, reason.drop_null()]
     return kept, pa.RecordBatch.from_arrays(columns, schema=batch.schema.append(REASON))

@@ -16,8 +16,12 @@ from smoljax.curation.chain import Step
 _REPEATED = ("source", "media_type", "language", "reason")
 
 
+# Of text, in a row group: small ones cost more for their columns than for what is in them.
+_GROUP_BYTES, _GROUP_ROWS = 1 << 19, 512
+
+
 class Writer:
-    """A Parquet file of one row group per batch; the same batches give the same bytes."""
+    """A Parquet file; the same batches give the same bytes. Small batches share a row group."""
 
     def __init__(self, path: Path, batch_schema: pa.Schema):
         self._path, self._schema = path, batch_schema
@@ -30,15 +34,29 @@ class Writer:
             use_dictionary=[name for name in self._schema.names if name in _REPEATED],
             write_statistics=False,
         )
+        self._waiting: list[pa.RecordBatch] = []
+        self._rows = self._bytes = 0
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type | None, *_: object) -> None:
+        if kind is None:
+            self._flush()
         self._file.close()
 
     def write(self, batch: pa.RecordBatch) -> None:
-        """Adds a row group; a batch without rows adds nothing."""
-        if batch.num_rows:
-            self._file.write_batch(batch.cast(self._schema))
+        """Adds the rows of a batch."""
+        if not batch.num_rows:
+            return
+        self._waiting.append(batch.cast(self._schema))
+        self._rows += batch.num_rows
+        self._bytes += text_bytes(batch)
+        if self._bytes >= _GROUP_BYTES or self._rows >= _GROUP_ROWS:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._waiting:
+            self._file.write_batch(pa.concat_batches(self._waiting))
+        self._waiting, self._rows, self._bytes = [], 0, 0
 
 
 def read(folder: str, name: str) -> Iterator[pa.RecordBatch]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from smoljax.curation import items, runner
 
 # Raised when the same input and configuration give other output than before: finished items are then redone.
-CODE_VERSION = 6
+CODE_VERSION = 7
 
 
 @dataclass(frozen=True)

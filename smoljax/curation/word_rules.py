@@ -18,6 +18,14 @@ LANGUAGES = ("en", "fr", "es", "de", "it", "pt")
 
 # Marks that are a suffix for themselves, and the end of no longer one.
 _MARKS = frozenset(',:;!?()[]{}<>_#*&"')
+# A prefix for themselves, and the beginning of no longer one; and the beginning of none.
+_PREFIXES = frozenset('!"#$%&()*,:;<=>?[]{}“”‘’…—–')
+_NO_PREFIXES = frozenset("-/@\\^|~")
+# No suffix is longer, but for a row of stops.
+_LONGEST_SUFFIX = 5
+# Of these languages no infix begins with a letter, a digit or "_", and none is empty.
+_VISIBLE_INFIXES = ("en", "es", "de")
+_VISIBLE = re.compile(r"\W").finditer
 # Only before one of these a prefix can begin with a letter: currencies, and what elides in French and Italian.
 _BEHIND_LETTERS = frozenset("$'’")
 # Only behind one of these a suffix can end with a letter: "'s", units, and the pronouns of French.
@@ -32,6 +40,8 @@ class Rules:
         self._prefix = re.compile(tables["prefix"]).search
         self._suffix = re.compile(tables["suffix"]).search
         self._infixes = re.compile(tables["infix"]).finditer
+        self._infix = re.compile(tables["infix"]).match
+        self._visible_infixes = language in _VISIBLE_INFIXES
         self._whole = re.compile(tables["whole"]).match if tables["whole"] else lambda chunk: None
         self._url = re.compile(tables["url"]).match
         cases = tables["cases"]
@@ -117,7 +127,10 @@ class Rules:
         return merged + tokens[at:]
 
     def _prefix_size(self, chunk: str) -> int:
-        if chunk[0].isalpha() and _BEHIND_LETTERS.isdisjoint(chunk):
+        first = chunk[0]
+        if first in _PREFIXES:
+            return 1
+        if first in _NO_PREFIXES or (first.isalpha() and _BEHIND_LETTERS.isdisjoint(chunk)):
             return 0
         match = self._prefix(chunk)
         return match.end() if match else 0
@@ -131,27 +144,36 @@ class Rules:
         if last in "0123456789" or (last.isalpha() and not _BEFORE_LETTERS.search(chunk)):
             return 0
         # A suffix that ends with a stop begins with one.
-        match = self._suffix(chunk, len(chunk.rstrip(".")) if last == "." else 0)
+        start = len(chunk.rstrip(".")) if last == "." else max(0, len(chunk) - _LONGEST_SUFFIX)
+        match = self._suffix(chunk, start)
         return match.end() - match.start() if match else 0
 
     def _cut_infixes(self, chunk: str, tokens: list[str]) -> None:
         """Appends the parts of a chunk without prefixes and suffixes to `tokens`."""
-        if (
-            chunk.replace("_", "").isalnum()
-            or self._whole(chunk)
-            or ("." in chunk and self._url(chunk))
-        ):
+        spans = () if chunk.replace("_", "").isalnum() else self._infix_spans(chunk)
+        if not spans or self._whole(chunk) or ("." in chunk and self._url(chunk)):
             tokens.append(chunk)
             return
         at = 0
-        for match in self._infixes(chunk):
-            start, end = match.span()
-            if start == 0:  # As in spaCy: what stands at the beginning is no infix.
-                continue
+        for start, end in spans:
             tokens += filter(None, (chunk[at:start], chunk[start:end]))
             at = end
         if at < len(chunk):
             tokens.append(chunk[at:])
+
+    def _infix_spans(self, chunk: str) -> list[tuple[int, int]]:
+        """(start, end) of the infixes; as in spaCy, what stands at the beginning is none."""
+        if not self._visible_infixes:
+            return [span for match in self._infixes(chunk) if (span := match.span())[0]]
+        spans, done = [], 0
+        for place in _VISIBLE(chunk):
+            start = place.start()
+            match = self._infix(chunk, start) if start >= done else None
+            if match:
+                done = match.end()
+                if start:
+                    spans.append((start, done))
+        return spans
 
     def _is_cut(self, case: str) -> bool:
         """Whether a special case would be cut if it were none, so that it has to be looked for among words."""

@@ -8,12 +8,14 @@ from resiliparse.parse.html import HTMLParserException, HTMLTree
 
 from smoljax.curation.html import bounds, characters
 
-# What themes put into the page beside its content and main-content extraction leaves in.
+# What themes put into the page beside its content and main-content extraction leaves in. (Scripts and fields of
+# forms it leaves out by itself, and "nav" where it looks for the main content.)
 _SKIPPED = [
-    "script, style, noscript, template, svg, iframe, form, button, select",
-    "nav, [role=navigation], [role=search], [aria-hidden=true]",
+    "form",
+    "[role=navigation], [role=search], [aria-hidden=true]",
     "a.headerlink, .toctree-wrapper, .sphinxsidebar, .viewcode-back",
 ]
+_SKIPPED_OF_ALL = [*_SKIPPED, "nav"]
 # Where a page itself says what its main content is.
 _LANDMARKS = "main, [role=main], article"
 # Below this share of the landmark's text, the heuristics have thrown the content away with the frame.
@@ -35,7 +37,9 @@ def text(content: bytes, *, max_tags: int) -> str:
         tree = HTMLTree.parse(page)
         bounds.check_depth(tree, nested)
         text = _plain(tree, main_content=True)
-        landmark = tree.body and tree.body.query_selector(_LANDMARKS)
+        # No landmark has more text than the page has characters.
+        is_short = len(text) < _LEAST_SHARE * len(page)
+        landmark = is_short and tree.body and tree.body.query_selector(_LANDMARKS)
         if landmark and len(text) < _LEAST_SHARE * len(landmark.text):
             declared = _plain(HTMLTree.parse(landmark.html), main_content=False)
             if len(text) < _LEAST_SHARE * len(declared):
@@ -64,5 +68,5 @@ def _plain(html: HTMLTree, *, main_content: bool) -> str:
         main_content=main_content,
         preserve_formatting=True,
         alt_texts=False,
-        skip_elements=_SKIPPED,
+        skip_elements=_SKIPPED if main_content else _SKIPPED_OF_ALL,
     )
