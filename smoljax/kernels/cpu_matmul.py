@@ -36,5 +36,5 @@ def transposed_matmul(x_MK: jax.Array, g_MN: jax.Array) -> jax.Array:
 
 
 def transposed_copy(x_MK: jax.Array) -> jax.Array:
-    """x^T as an array of its own; the axis of length 1 gives it the plain layout."""
-    return jax.lax.optimization_barrier(x_MK.T[None])[0]
+    """x^T, of the last two axes, as an array of its own; the axis of length 1 gives it the plain layout."""
+    return jax.lax.optimization_barrier(jnp.swapaxes(x_MK, -2, -1)[None])[0]

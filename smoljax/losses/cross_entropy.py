@@ -23,6 +23,8 @@ import jax
 import jax.numpy as jnp
 
 from smoljax.errors import SmoljaxError
+from smoljax.kernels import cpu_matmul
+from smoljax.kernels.platform import platform
 from smoljax.losses import vocabulary_tiles
 
 # Mesh axes that split tokens: those of the residual stream (smoljax.parallel.rules).
@@ -139,10 +141,7 @@ def _sums_forward(
     def add(sums, chunk):
         nats, z, dlogits_BPV = _chunk(z_loss, head_DV, *chunk)
         dlogits_BPV = dlogits_BPV.astype(head_DV.dtype)
-        dhidden_BPD = jnp.einsum("bpv,dv->bpd", dlogits_BPV, head_DV)
-        dhead_DV = jnp.einsum(
-            "bpd,bpv->dv", chunk[0], dlogits_BPV, preferred_element_type=jnp.float32
-        )
+        dhidden_BPD, dhead_DV = _products(dlogits_BPV, chunk[0], head_DV)
         return (sums[0] + nats, sums[1] + z, sums[2] + dhead_DV), dhidden_BPD
 
     zero = jnp.zeros((), jnp.float32)
@@ -159,6 +158,19 @@ def _sums_backward(z_loss, gradients, cotangents):
 
 
 _sums.defvjp(_sums_forward, _sums_backward)
+
+
+def _products(dlogits_BPV, hidden_BPD, head_DV):
+    """Gradients by the hidden states, in their dtype, and by the head, f32."""
+    if platform() != "cpu" or jax.sharding.get_abstract_mesh().size > 1:
+        return jnp.einsum("bpv,dv->bpd", dlogits_BPV, head_DV), jnp.einsum(
+            "bpd,bpv->dv", hidden_BPD, dlogits_BPV, preferred_element_type=jnp.float32
+        )
+    # The product of two matrices is all that a CPU multiplies fast.
+    D, V = head_DV.shape
+    dlogits, hidden = dlogits_BPV.reshape(-1, V), hidden_BPD.reshape(-1, D)
+    dhidden = cpu_matmul.matmul_transposed(dlogits, head_DV).astype(hidden.dtype)
+    return dhidden.reshape(hidden_BPD.shape), cpu_matmul.transposed_matmul(hidden, dlogits)
 
 
 def _chunk(z_loss, head_DV, hidden_BPD, targets_BP, mask_BP, probabilities_BPE):

@@ -228,3 +228,28 @@ def test_errors_name_the_shapes(inputs):
         cross_entropy(*inputs, chunk_size=4, probabilities_BSE=jnp.ones((B, S, 2)))
     with pytest.raises(SmoljaxError, match="chunk_size=0"):
         cross_entropy(hidden_BSD, unembedding_DV, targets_BS, mask_BS, chunk_size=0)
+
+
+@pytest.mark.parametrize("chunk_size", [64, 1024])
+def test_on_a_cpu_a_tied_head_in_bfloat16_has_its_gradients_in_one_chunk_and_in_several(chunk_size):
+    """One chunk ended in "Unsupported element type for DotThunk", as XLA folded the head's transpose into a product it had approved."""
+    B, S, D, V = 2, 64, 32, 256
+    key = jax.random.key(0)
+    hidden_BSD = jax.random.normal(key, (B, S, D), jnp.bfloat16)
+    embedding_VD = jax.random.normal(key, (V, D))
+    targets_BS = jnp.broadcast_to(jnp.arange(S), (B, S))
+    mask_BS = jnp.ones((B, S), bool)
+
+    def gradients(hidden_BSD):
+        def loss(hidden_BSD, embedding_VD):
+            return cross_entropy(
+                hidden_BSD, embedding_VD.T, targets_BS, mask_BS, chunk_size=chunk_size
+            )[0]
+
+        return jax.jit(jax.grad(loss, argnums=(0, 1)))(hidden_BSD, embedding_VD)
+
+    rounded = gradients(hidden_BSD)
+    whole = gradients(hidden_BSD.astype(jnp.float32))
+    for got, want in zip(rounded, whole, strict=True):
+        error = np.linalg.norm(np.float64(got) - want) / np.linalg.norm(want)
+        assert error < 0.02, error

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from smoljax.kernels.attention import xla
 from smoljax.kernels.attention.request import Request
+from smoljax.kernels.cpu_matmul import transposed_copy
 
 # Rows done at once: two rows of 256 tokens take 0.85 to 0.9 of the time per row of one, and four are no better; of 1024 tokens one row
 # is faster than two. Without the chunks XLA runs the blocks of the whole batch in turns, and scores leave the cache.
@@ -29,7 +30,9 @@ def attend(
     scale: float,
     logit_cap: float | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """softmax(q k^T * scale) v over the allowed pairs, all of it in f32; `xla.soft_cap` bends the scores first.
+    """softmax(q k^T * scale) v over the allowed pairs, the softmax and all sums in f32; `xla.soft_cap` bends the scores first.
+
+    Products have operands in the dtype of q: in bfloat16 scaled queries, weights and the scores' gradients are rounded to it.
 
     The backward pass keeps q, k, v, the output and the logarithm of each softmax's sum, and computes the
     probabilities again (Dao et al. 2022, arXiv 2205.14135, section 3.1), so reverse mode and vmap work and
@@ -71,6 +74,7 @@ def _forward(q_BSNH, k_BSKH, v_BSKH, segment_ids_BS, causal, window, scale, logi
     )
     inputs = (q_BSNH, k_BSKH, v_BSKH)
     output_BSNH, max_BN, logsum_BKGS = _map_chunks(chunk, segment_ids_BS, inputs)
+    output_BSNH = output_BSNH.astype(q_BSNH.dtype)
     return (output_BSNH, max_BN), (inputs, segment_ids_BS, output_BSNH, logsum_BKGS)
 
 
@@ -79,10 +83,13 @@ def _backward(causal, window, scale, logit_cap, saved, cotangents):
     chunk = functools.partial(
         _backward_chunk, causal=causal, window=window, scale=scale, logit_cap=logit_cap
     )
-    gradients = _map_chunks(
-        chunk, segment_ids_BS, (*inputs, output_BSNH, logsum_BKGS, cotangents[0])
-    )
-    return (*gradients, None)
+    dout_BSNH = cotangents[0]
+    # The sum over keys of weight times its gradient, from the output alone (the paper's appendix B.2, equation 4).
+    drop_BSN = jnp.sum(dout_BSNH.astype(jnp.float32) * output_BSNH.astype(jnp.float32), axis=-1)
+    drop_BKGS = _by_group(drop_BSN[..., None], logsum_BKGS.shape[1])[..., 0]
+    gradients = _map_chunks(chunk, segment_ids_BS, (*inputs, logsum_BKGS, drop_BKGS, dout_BSNH))
+    # Rounded here: in the loop, which writes them by position, it is done number by number.
+    return (*(gradient.astype(x.dtype) for gradient, x in zip(gradients, inputs)), None)
 
 
 _attend.defvjp(_forward, _backward)
@@ -108,7 +115,7 @@ def _map_chunks(function, segment_ids_BS, arrays):
 def _forward_chunk(segment_ids_CS, q_CSNH, k_CSKH, v_CSKH, *, causal, window, scale, logit_cap):
     C, S, N, H = q_CSNH.shape
     K = k_CSKH.shape[2]
-    q_CKGSH = _by_group(q_CSNH, K) * scale
+    q_CKGSH = _scaled(_by_group(q_CSNH, K), scale)
     k_CKSH, v_CKSH = _by_group(k_CSKH, K)[:, :, 0], _by_group(v_CSKH, K)[:, :, 0]
     outputs, maxima, logsums = [], [], []
     for start, stop, first, last in xla.blocks(S, causal=causal, window=window):
@@ -122,15 +129,13 @@ def _forward_chunk(segment_ids_CS, q_CSNH, k_CSKH, v_CSKH, *, causal, window, sc
         top_CKGQ1 = xla.soft_cap(max_CKGQ1, logit_cap)
         weights_CKGQT = jnp.exp(capped_CKGQT - top_CKGQ1)
         sum_CKGQ1 = jnp.sum(weights_CKGQT, axis=-1, keepdims=True)
-        output_CKRH = jnp.einsum(
-            "ckrt,ckth->ckrh", _merge_heads(weights_CKGQT), v_CKSH[:, :, first:last]
-        )
+        output_CKRH = _weighted(weights_CKGQT, v_CKSH[:, :, first:last])
         outputs.append(output_CKRH.reshape(C, K, N // K, stop - start, H) / sum_CKGQ1)
         maxima.append(xla.max_of_heads(max_CKGQ1[..., 0], segment_ids_CS, (start, stop)))
         logsums.append((top_CKGQ1 + jnp.log(sum_CKGQ1))[..., 0])
     output_CKGSH = jnp.concatenate(outputs, axis=3)
     max_CN = functools.reduce(jnp.maximum, maxima)
-    return _by_position(output_CKGSH, q_CSNH.dtype), max_CN, jnp.concatenate(logsums, axis=3)
+    return _by_position(output_CKGSH), max_CN, jnp.concatenate(logsums, axis=3)
 
 
 def _backward_chunk(
@@ -138,8 +143,8 @@ def _backward_chunk(
     q_CSNH,
     k_CSKH,
     v_CSKH,
-    output_CSNH,
     logsum_CKGS,
+    drop_CKGS,
     dout_CSNH,
     *,
     causal,
@@ -149,11 +154,9 @@ def _backward_chunk(
 ):
     C, S, N, H = q_CSNH.shape
     K = k_CSKH.shape[2]
-    q_CKGSH = _by_group(q_CSNH, K) * scale
+    q_CKGSH = _scaled(_by_group(q_CSNH, K), scale)
     k_CKSH, v_CKSH = _by_group(k_CSKH, K)[:, :, 0], _by_group(v_CSKH, K)[:, :, 0]
     dout_CKGSH = _by_group(dout_CSNH, K)
-    # The sum over keys of weight times its gradient, from the output alone (the paper's appendix B.2, equation 4).
-    drop_CKGS = jnp.sum(dout_CKGSH * _by_group(output_CSNH, K), axis=-1)
     dqs, dk_CKHS, dv_CKHS = [], 0.0, 0.0
     for start, stop, first, last in xla.blocks(S, causal=causal, window=window):
         q_CKGQH, dout_CKGQH = q_CKGSH[:, :, :, start:stop], dout_CKGSH[:, :, :, start:stop]
@@ -168,28 +171,37 @@ def _backward_chunk(
         dscores_CKGQT = weights_CKGQT * (dweights_CKGQT - drop_CKGS[:, :, :, start:stop, None])
         if logit_cap is not None:
             dscores_CKGQT *= 1.0 - jnp.square(jnp.tanh(scores_CKGQT / logit_cap))
-        dscores_CKRT = _merge_heads(dscores_CKGQT)
-        dq_CKRH = jnp.einsum("ckrt,ckth->ckrh", dscores_CKRT, k_CKTH)
+        dq_CKRH = _weighted(dscores_CKGQT, k_CKTH)
         dqs.append(dq_CKRH.reshape(C, K, N // K, stop - start, H))
-        # Transposed, as XLA's matmul on a CPU is faster at it than at [T, H].
-        dk_CKHT = jnp.einsum("ckrt,ckrh->ckht", dscores_CKRT, _merge_heads(q_CKGQH))
-        dv_CKHT = jnp.einsum(
-            "ckrt,ckrh->ckht", _merge_heads(weights_CKGQT), _merge_heads(dout_CKGQH)
-        )
+        dk_CKHT = _summed_over_queries(q_CKGQH, dscores_CKGQT)
+        dv_CKHT = _summed_over_queries(dout_CKGQH, weights_CKGQT)
         padding = ((0, 0), (0, 0), (0, 0), (first, S - last))
         dk_CKHS, dv_CKHS = dk_CKHS + jnp.pad(dk_CKHT, padding), dv_CKHS + jnp.pad(dv_CKHT, padding)
     dq_CKGSH = jnp.concatenate(dqs, axis=3) * scale
-    return (
-        _by_position(dq_CKGSH, q_CSNH.dtype),
-        jnp.moveaxis(dk_CKHS, 3, 1).astype(k_CSKH.dtype),
-        jnp.moveaxis(dv_CKHS, 3, 1).astype(v_CSKH.dtype),
-    )
+    return _by_position(dq_CKGSH), jnp.moveaxis(dk_CKHS, 3, 1), jnp.moveaxis(dv_CKHS, 3, 1)
+
+
+def _scaled(x: jax.Array, scale: float) -> jax.Array:
+    return (x.astype(jnp.float32) * scale).astype(x.dtype)
 
 
 def _scores(q_CKGQH, k_CKTH):
     C, K, G, Q, _ = q_CKGQH.shape
-    scores_CKRT = jnp.einsum("ckrh,ckth->ckrt", _merge_heads(q_CKGQH), k_CKTH)
-    return scores_CKRT.reshape(C, K, G, Q, -1)
+    return _product("ckrh,ckth->ckrt", _merge_heads(q_CKGQH), k_CKTH).reshape(C, K, G, Q, -1)
+
+
+def _weighted(weights_CKGQT, v_CKTH):
+    """Sums of the rows of v, f32 [C, K, R, H]."""
+    return _product("ckrt,ckth->ckrh", _merge_heads(weights_CKGQT).astype(v_CKTH.dtype), v_CKTH)
+
+
+def _summed_over_queries(x_CKGQH, weights_CKGQT):
+    """Weighted sums of the rows of x for every key, f32, as [C, K, H, T]: so x is what has to be transposed, and not the weights."""
+    x_CKHR = transposed_copy(_merge_heads(x_CKGQH))
+    return _product("ckhr,ckrt->ckht", x_CKHR, _merge_heads(weights_CKGQT).astype(x_CKGQH.dtype))
+
+
+_product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
 
 
 def _merge_heads(x_CKGQX):
@@ -200,9 +212,9 @@ def _merge_heads(x_CKGQX):
 def _by_group(x_CSNH, num_groups):
     C, S, N, H = x_CSNH.shape
     x_CSKGH = x_CSNH.reshape(C, S, num_groups, N // num_groups, H)
-    return jnp.moveaxis(x_CSKGH, 1, 3).astype(jnp.float32)
+    return jnp.moveaxis(x_CSKGH, 1, 3)
 
 
-def _by_position(x_CKGSH, dtype):
+def _by_position(x_CKGSH):
     C, K, G, S, H = x_CKGSH.shape
-    return jnp.moveaxis(x_CKGSH, 3, 1).reshape(C, S, K * G, H).astype(dtype)
+    return jnp.moveaxis(x_CKGSH, 3, 1).reshape(C, S, K * G, H)

@@ -6,6 +6,7 @@ B batch, S sequence, N query heads, K key-value heads, H head width
 import dataclasses
 import logging
 import os
+import re
 import subprocess
 import sys
 
@@ -355,3 +356,30 @@ def test_errors_name_what_was_asked():
         attention(q, jnp.zeros((1, 8, 3, 8)), jnp.zeros((1, 8, 3, 8)))
     with pytest.raises(SmoljaxError, match=r"q \[B, S, N, H\]"):
         attention(q[0], k[0], v[0])
+
+
+def test_on_a_cpu_products_of_bfloat16_are_multiplied_as_bfloat16_and_summed_in_float32():
+    """Against float64: as near as operands rounded to 8 bits allow. XLA would convert products' operands to float32, and be slower."""
+    B, S, N, K, H = 2, 32, 4, 2, 8
+    inputs = [x.astype(jnp.bfloat16) for x in arrays(5, B, S, N, K, H)]
+    segment_ids = jnp.ones((B, S), jnp.int32)
+
+    @jax.jit
+    def gradients(q, k, v, dout):
+        out, pullback = jax.vjp(
+            lambda q, k, v: attention(q, k, v, segment_ids=segment_ids, implementation="cpu"),
+            *(q, k, v),
+        )
+        return out, *pullback(dout)
+
+    out, _, dq, dk, dv = exact(
+        *inputs, causal=True, segment_ids=np.asarray(segment_ids), window=None, scale=H**-0.5
+    )
+    for got, want in zip(gradients(*inputs), (out, dq, dk, dv), strict=True):
+        error = np.linalg.norm(np.float64(got) - want) / np.linalg.norm(want)
+        assert error < 2**-7, error
+    text = gradients.lower(*inputs).compile().as_text()
+    products = [part for part in text.split("\n\n") if " dot(" in part]
+    assert products
+    for product in products:
+        assert len(re.findall(r"%param\S* = bf16\[", product)) == 2, product
