@@ -33,10 +33,16 @@ def count(joined: str) -> WordCounts:
     """Counts words that are joined by "\\n"."""
     if not joined:
         return WordCounts(0, 0, 0, 0)
-    codes = np.frombuffer(joined.encode("utf-32-le", "surrogatepass"), np.uint32)
+    if joined.isascii():
+        text = joined.encode()
+        codes = np.frombuffer(text, np.uint8)
+        properties = np.frombuffer(text.translate(_ascii_properties()), np.uint8)
+    else:
+        codes = np.frombuffer(joined.encode("utf-32-le", "surrogatepass"), np.uint32)
+        properties = _properties()[codes]
     starts = np.concatenate([[0], np.flatnonzero(codes == _SEPARATOR) + 1])
     lengths = np.diff(starts, append=len(codes) + 1) - 1
-    found = np.bitwise_or.reduceat(_properties()[codes], starts)
+    found = np.bitwise_or.reduceat(properties, starts)
     solid = found & _NO_SYMBOL > 0
     return WordCounts(
         len(starts),
@@ -55,3 +61,9 @@ def _properties() -> np.ndarray:
     properties = alphabetic * _ALPHABETIC + (1 - symbols) * _NO_SYMBOL
     properties[_SEPARATOR] = 0
     return properties
+
+
+@functools.cache
+def _ascii_properties() -> bytes:
+    """`_properties` of the bytes of ASCII, as a table for bytes.translate."""
+    return _properties()[:256].tobytes()
