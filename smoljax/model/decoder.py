@@ -20,7 +20,7 @@ from smoljax.kernels.platform import platform
 from smoljax.model.config import ModelConfig
 from smoljax.model.rope import rope_tables, rotate
 from smoljax.parallel.embedding import look_up
-from smoljax.parallel.rules import gathered, residual
+from smoljax.parallel.rules import residual
 
 _SAVE_ATTENTION = jax.checkpoint_policies.save_only_these_names(
     "attention_output", "attention_logsum"
@@ -292,7 +292,7 @@ def _matrix(module: nn.Module, name: str, shape: tuple, axes: tuple[str, ...]) -
     relative_std = config.multipliers("adamw")["hidden"].init_std
     initializer = nn.initializers.normal(config.init_std * relative_std)
     matrix = module.param(name, nn.with_logical_partitioning(initializer, axes), shape)
-    return gathered(matrix.astype(config.compute_dtype), axes)
+    return matrix.astype(config.compute_dtype)
 
 
 def _gain(module: nn.Module, name: str, width: int, axis: str = "embed") -> jax.Array:

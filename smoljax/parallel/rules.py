@@ -21,6 +21,9 @@ BATCH = ("data", "fsdp")
 # to a head, a feed-forward unit or a vocabulary entry over tensor. Layers are scanned, so never split.
 # Activations: inside a block a device has the whole sequence (of its part of context) and its heads or units of tensor; between
 # blocks, where every unit is the same to all, it has a part of the sequence instead (arXiv:2205.05198, section 4.2.2).
+# On meshes of fsdp and tensor libtpu (0.0.42) does not gather a matrix over fsdp but passes its parts round, one step of a loop for each
+# ("windowed einsum": 15,444 collective-permutes a step for SmolLM3-3B on v5p-128 with tensor 4). Matrices constrained to be whole along fsdp
+# took 1.85 instead of 3.91 s of estimated step, but their gradients were then summed whole over data and fsdp, between slices too.
 RULES = (
     ("layers", None),
     ("vocab", "tensor"),
@@ -122,24 +125,6 @@ def residual(seq_len: int) -> str:
         return "sequence"
     parts = _size(jax.sharding.get_abstract_mesh(), _PLACES["activation_residual"])
     return "sequence" if seq_len % parts else "residual"
-
-
-def gathered(matrix: jax.Array, axes: tuple[str, ...]) -> jax.Array:
-    """A layer's matrix on its way into a product: whole along fsdp where the mesh has tensor as well, else as the compiler likes.
-
-    On meshes of both libtpu (0.0.42) otherwise makes a loop over the parts of fsdp of each product, in which they go round by
-    collective-permutes: products of SmolLM3-3B on v5p-128 with tensor 4 then take 2.91 s of a step instead of 1.08.
-
-    Args:
-      matrix: in the dtype in which it is exchanged.
-      axes: its logical axis names.
-    """
-    mesh = jax.sharding.get_abstract_mesh()
-    if not is_active() or mesh.shape["tensor"] == 1:
-        return matrix
-    return nn.with_logical_constraint(
-        matrix, tuple(None if _PLACES[name] == "fsdp" else name for name in axes)
-    )
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

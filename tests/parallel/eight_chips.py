@@ -23,22 +23,16 @@ BIG = dataclasses.replace(
 )
 BATCH_SIZE, SEQ_LEN = 16, 384
 DATA, TENSOR = 2, 4
-# From how many MiB on products are taken piece by piece while the pieces of a factor arrive, by collective-permutes.
-WINDOWED = "xla_jf_spmd_threshold_for_windowed_einsum_mib"
+# Products are otherwise taken piece by piece while the pieces of a matrix arrive, by collective-permutes.
+WHOLE = {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000"}
 DTYPES = {"tokens": "int32", "targets": "int32", "segment_ids": "int32", "loss_mask": "bool"}
 
 
 def main() -> None:
-    whole = _exchanged(parallel.MeshConfig(data=DATA, tensor=TENSOR), {WINDOWED: "1000000"})
-    default = _exchanged(parallel.MeshConfig(data=1, fsdp=4, tensor=2), {})
-    print(json.dumps({"whole": whole, "default": default}))
-
-
-def _exchanged(config: parallel.MeshConfig, options: dict) -> dict:
     place = topology("v5e-8")
     compile_here(place)
     devices = topologies.get_topology_desc(place.compiler_name, platform="tpu").devices
-    mesh = parallel.make_mesh(config, devices)
+    mesh = parallel.make_mesh(parallel.MeshConfig(data=DATA, tensor=TENSOR), devices)
     shapes = jax.eval_shape(lambda: init(BIG, jax.random.key(0)))
     optimizer = optim.build(
         optim.OptimizerConfig(schedule="constant"),
@@ -64,8 +58,8 @@ def _exchanged(config: parallel.MeshConfig, options: dict) -> dict:
         for name, dtype in DTYPES.items()
     }
     with parallel.active(mesh):
-        compiled = step.lower(state, batch).compile(options)
-    return exchanged(compiled.as_text(), mesh)
+        compiled = step.lower(state, batch).compile(WHOLE)
+    print(json.dumps(exchanged(compiled.as_text(), mesh)))
 
 
 if __name__ == "__main__":
