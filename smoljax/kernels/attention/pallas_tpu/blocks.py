@@ -16,7 +16,7 @@ LANES = 128
 VMEM = 15 * 2**20  # Bytes that a kernel may take by the estimate in `heads`; v5e scopes 16 MiB.
 
 # (queries, keys) of a block per generation and pass, by the bundles of instructions that the compiler schedules for the scores
-# of 512 by 512 positions in a block without a mask, head width 128 (benchmarks/attention_tpu.py says what they mean). Forward:
+# of 512 by 512 positions in a block without a mask, head width 128 (benchmarks/attention_tpu.py says what they mean), with two heads at a time. Forward:
 # v5e 1289 and v6e 797; in blocks of 512 by 1024 v6e 759. Backward: v5e 2293 and 2330, v6e 1155 and 1116, and in blocks of 1024 by
 # 512 v6e 1135. A causal sequence of 4096 computes 1/8 more than it needs in blocks of 512 by 512 and 3/16 more in blocks of
 # 512 by 1024, which is as much as they win; documents are shorter still. Blocks of 256 by 512 took v6e a quarter more.
