@@ -9,7 +9,7 @@ smoljax also masks segments, as its training does; the peers have no such mask. 
 positions: 8.5M parameters. Parameters and AdamW's state are float32 always; with --dtype bfloat16 smoljax computes in it
 (compute_dtype) and Hugging Face under torch.autocast, its usual mixed precision (a model cast to bfloat16 as a whole took 5% less
 on one core, but then has no float32 parameters to train); nanodo then computes in it too. All run with glibc's malloc on huge pages, as smoljax's verbs do; torch gains from it as well. The
-peak is a 2048-cubed float32 matmul, XLA's and torch's, measured in every round; "of peak" is of XLA's.
+peak is a 2048-cubed matmul of that dtype, XLA's and torch's, measured in every round; "of peak" is of XLA's.
 
 Result: it depends on the processor, as XLA's matrix products fall behind torch's where AVX-512 is.
     2026-11-24, 2 cores (AMD EPYC), jax 0.10.2, torch 2.13.0, 4 rounds:
