@@ -2,13 +2,15 @@
 
     pip install "smoljax[train,export,test-hf]"
     python benchmarks/generate.py [--torch-python PATH] [--rounds 5] [--models quickstart 135m] [--batches 1 8]
+                                  [--dtypes float32 bfloat16]
 
-Greedy, float32, 64 prompt tokens and 128 new ones, the whole call timed: reading the prompt, the cache, the loop. Two
-models with random weights: the quickstart's (configs/quickstart.py) and one of SmolLM2-135M's shape
-(configs/smollm3_135m.py). smoljax writes them as Hugging Face folders, which transformers loads as SmolLM3; that both
-write the same tokens is checked and printed. The sides live in processes of their own and take turns, so that noise
-from neighbours meets both; transformers runs with its dynamic cache, with sdpa and with eager attention, and its faster
-one counts. All run with glibc's malloc on huge pages, as smoljax's verbs do. The table is written to
+Greedy, float32 beside float32 and bfloat16 beside bfloat16 (weights, cache and arithmetic), 64 prompt tokens and 128 new
+ones, the whole call timed: reading the prompt, the cache, the loop. Two models with random weights: the quickstart's
+(configs/quickstart.py) and one of SmolLM2-135M's shape (configs/smollm3_135m.py). smoljax writes them as Hugging Face
+folders, which transformers loads as SmolLM3; what share of the tokens is the same is printed (in bfloat16 the sides
+round at different places). The sides live in processes of their own and take turns, so that noise from
+neighbours meets both; transformers runs with its dynamic cache, with sdpa and with eager attention, and its faster one
+counts. All run with glibc's malloc on huge pages, as smoljax's verbs do. The table is written to
 benchmarks/results/generate_DATE.md too.
 
 Result, 2026-11-24, 2 cores (AMD EPYC), jax 0.10.2, torch 2.13.0, transformers 5.23.0, times the faster of sdpa and eager:
@@ -32,6 +34,7 @@ MODELS = {
     "quickstart": "configs/quickstart.py",
     "135m": "configs/smollm3_135m.py",
 }
+DTYPES = ("float32", "bfloat16")
 SIDES = ("smoljax", "sdpa", "eager")
 ROOT = Path(__file__).parent.parent
 
@@ -42,6 +45,8 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 8])
+    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES))
+    parser.add_argument("--dtype", help=argparse.SUPPRESS)
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--model", help=argparse.SUPPRESS)
@@ -62,23 +67,24 @@ def main() -> int:
         return 1
     lines = []
     for model in args.models:
-        with tempfile.TemporaryDirectory() as folder:
-            lines += measure(model, args, Path(folder) / model)
+        for dtype in args.dtypes:
+            with tempfile.TemporaryDirectory() as folder:
+                lines += measure(model, dtype, args, Path(folder) / model)
     print("\n".join(lines))
     path = ROOT / "benchmarks" / "results" / f"generate_{datetime.date.today()}.md"
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return 0
 
 
-def measure(model: str, args, folder: Path) -> list[str]:
-    """One model, all batch sizes, every side in turn; a markdown section."""
+def measure(model: str, dtype: str, args, folder: Path) -> list[str]:
+    """One model and dtype, all batch sizes, every side in turn; a markdown section."""
     sides = {}
     for side in SIDES:  # smoljax first: it writes the folder.
         python = sys.executable if side == "smoljax" else args.torch_python
-        arguments = ["--side", side, "--folder", str(folder), "--model", model]
+        arguments = ["--side", side, "--folder", str(folder), "--model", model, "--dtype", dtype]
         sides[side] = Side([python, __file__, *arguments])
     lines = [
-        f"### {model}: {sides['smoljax'].about['num_params']:,} parameters, f32, greedy, {PROMPT} + {NEW} tokens",
+        f"### {model}: {sides['smoljax'].about['num_params']:,} parameters, {dtype}, greedy, {PROMPT} + {NEW} tokens",
         "",
         f"{THREADS} threads; {', '.join(side.about['label'] for side in list(sides.values())[:2])}; "
         f"tokens/s by the median of {args.rounds} rounds that alternate.",
@@ -177,7 +183,7 @@ def smoljax_side(args):
     from smoljax.model.cache import prepare
 
     section = runpy.run_path(str(ROOT / MODELS[args.model]))["get_config"]().model
-    changed = {"compute_dtype": "float32", "scan_layers": False}
+    changed = {"compute_dtype": args.dtype, "scan_layers": False}
     config = configuration.build(ModelConfig, {**section, **changed}, "model")
     params = jax.jit(init, static_argnums=0)(config, jax.random.key(0))
     huggingface.save(args.folder, config, params)
@@ -197,7 +203,7 @@ def torch_side(args):
 
     torch.set_num_threads(THREADS)
     model = transformers.AutoModelForCausalLM.from_pretrained(
-        args.folder, dtype=torch.float32, attn_implementation=args.side
+        args.folder, dtype=getattr(torch, args.dtype), attn_implementation=args.side
     ).eval()
     model.generation_config.eos_token_id = None  # Random weights would end anywhere.
 

@@ -9,3 +9,8 @@ def platform() -> str:
     if device is None or device.platform is None:
         return jax.default_backend()
     return device.platform
+
+
+def one_cpu() -> bool:
+    """Whether the program is made for a single CPU device."""
+    return platform() == "cpu" and jax.sharding.get_abstract_mesh().size <= 1

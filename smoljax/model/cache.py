@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from smoljax.kernels import attention
+from smoljax.kernels.platform import one_cpu
 from smoljax.model.config import ModelConfig
 from smoljax.model.decoder import Layer, LayerKind, rms_norm, scaled
 from smoljax.model.rope import rope_tables
@@ -40,7 +41,7 @@ class Stored(NamedTuple):
     """Keys or values of one layer.
 
     Attributes:
-      values: [B, K, T, H], a single row [K, T, H]; int8 counts steps of `scale`.
+      values: [B, K, T, H], keys also [B, K, H, T] (`_turned`); a single row without B; int8 counts steps of `scale`.
       scale: f32 [B, K, T], or [K, T], the step of each token and head of an int8 cache; None for other dtypes.
     """
 
@@ -107,7 +108,8 @@ def prefill(
             implementation=config.attention,
         )
         dtype = cache_dtype or config.compute_dtype
-        return output_BPNH, tuple(_to_slots(x, slots, dtype) for x in (k_BPKH, v_BPKH))
+        keys, values = (_to_slots(x, slots, dtype) for x in (k_BPKH, v_BPKH))
+        return output_BPNH, (_turned(keys, q_BPNH.dtype), values)
 
     x_BPD, cache = _layers(config, prepared, tokens_BP, positions_BP, attend)
     return _logits(config, prepared, x_BPD[:, -1]), cache
@@ -134,11 +136,15 @@ def decode(
     Returns:
       Logits after the token, f32 [B, V], and the cache with `slot` filled.
     """
-    slot_1T = jnp.arange(cache[0][0].values.shape[-2])[None]
+    slot_1T = jnp.arange(cache[0][1].values.shape[-2])[None]
     visible_BT = (slot_1T >= first_B[:, None]) & (slot_1T <= slot)
 
     def attend(i, q_B1NH, k_B1KH, v_B1KH):
-        keys, values = (_write(old, x, slot) for old, x in zip(cache[i], (k_B1KH, v_B1KH)))
+        old_keys, old_values = cache[i]
+        new_keys = _turned(_new(k_B1KH, old_keys), q_B1NH.dtype)
+        key_axis = -1 if _keeps_keys_turned(q_B1NH.dtype) else -2
+        keys = _write(old_keys, new_keys, slot, axis=key_axis)
+        values = _write(old_values, _new(v_B1KH, old_values), slot, axis=-2)
         window = config.window(i)
         reach_BT = visible_BT if window is None else visible_BT & (slot_1T > slot - window)
         output_B1NH = _attend_to_cache(q_B1NH * config.attention_scale, keys, values, reach_BT)
@@ -176,14 +182,14 @@ def _logits(config, prepared, x_BD) -> jax.Array:
 
 
 def _attend_to_cache(q_B1NH, keys: Stored, values: Stored, visible_BT) -> jax.Array:
-    """The queries are scaled already."""
+    """The queries are scaled already; keys and values are as kept."""
     # Letters as for several rows; a single one has no B.
     B, _, N, H = q_B1NH.shape
-    K = keys.values.shape[-3]
+    K = values.values.shape[-3]
     dtype = q_B1NH.dtype
     q_BKGH = _rows(q_B1NH.reshape(B, K, N // K, H))
     scores_BKGT = jnp.einsum(
-        "...kgh,...kth->...kgt",
+        "...kgh,...kht->...kgt" if _keeps_keys_turned(dtype) else "...kgh,...kth->...kgt",
         q_BKGH,
         keys.values.astype(dtype),
         preferred_element_type=jnp.float32,
@@ -207,12 +213,34 @@ def _rows(x: jax.Array) -> jax.Array:
     return x[0] if x.shape[0] == 1 else x
 
 
-def _write(old: Stored, x_B1KH: jax.Array, slot: jax.Array) -> Stored:
-    new = _store(jnp.swapaxes(x_B1KH, 1, 2), str(old.values.dtype))
-    axis = old.values.ndim - 2
-    return jax.tree.map(
-        lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new, slot, axis), old, new
-    )
+def _keeps_keys_turned(dtype) -> bool:
+    """Whether keys are kept as [B, K, H, T]: for float32 on one CPU device.
+
+    Its library multiplies q [G, H] by [H, T] as it is; of [T, H] it writes a transposed copy for every token. (bfloat16 it packs
+    either way.)
+    """
+    return one_cpu() and jnp.dtype(dtype) == jnp.float32
+
+
+def _turned(keys: Stored, dtype) -> Stored:
+    """Keys [B, K, T, H] as the cache keeps them; `dtype` is the compute dtype."""
+    if not _keeps_keys_turned(dtype):
+        return keys
+    return keys._replace(values=jnp.swapaxes(keys.values, -1, -2))
+
+
+def _new(x_B1KH: jax.Array, old: Stored) -> Stored:
+    return _store(jnp.swapaxes(x_B1KH, 1, 2), str(old.values.dtype))
+
+
+def _write(old: Stored, new: Stored, slot: jax.Array, *, axis: int) -> Stored:
+    """`axis` is that of the slots in `values`."""
+    values = _put(old.values, new.values, slot, axis)
+    return Stored(values, None if old.scale is None else _put(old.scale, new.scale, slot, -1))
+
+
+def _put(old: jax.Array, new: jax.Array, slot: jax.Array, axis: int) -> jax.Array:
+    return jax.lax.dynamic_update_slice_in_dim(old, new, slot, axis % old.ndim)
 
 
 def _to_slots(x_BPKH: jax.Array, slots: int, dtype: str) -> Stored:

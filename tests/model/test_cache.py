@@ -11,7 +11,15 @@ import numpy as np
 import pytest
 
 from smoljax.model import ModelConfig, forward, init
-from smoljax.model.cache import Stored, _attend_to_cache, _store, decode, prefill, prepare
+from smoljax.model.cache import (
+    Stored,
+    _attend_to_cache,
+    _store,
+    _turned,
+    decode,
+    prefill,
+    prepare,
+)
 
 CONFIG = ModelConfig(
     vocab_size=64,
@@ -150,11 +158,11 @@ def test_attention_to_an_int8_cache_is_attention_to_what_it_stands_for():
     keys, values = (
         _store(jax.random.normal(jax.random.key(seed), (2, 2, 6, 8)), "int8") for seed in (1, 2)
     )
-    plain = [Stored(x.values * x.scale[..., None], None) for x in (keys, values)]
+    plain_keys, plain_values = (Stored(x.values * x.scale[..., None], None) for x in (keys, values))
     visible_BT = jnp.arange(6)[None] < jnp.array([[6], [4]])
     np.testing.assert_allclose(
-        _attend_to_cache(q_B1NH, keys, values, visible_BT),
-        _attend_to_cache(q_B1NH, *plain, visible_BT),
+        _attend_to_cache(q_B1NH, _turned(keys, q_B1NH.dtype), values, visible_BT),
+        _attend_to_cache(q_B1NH, _turned(plain_keys, q_B1NH.dtype), plain_values, visible_BT),
         atol=1e-5,
     )
 
