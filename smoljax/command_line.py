@@ -17,16 +17,9 @@ from smoljax.errors import SmoljaxError, require
 # Exit code of a verb that was stopped on request, after saving what it had.
 STOPPED = 42
 
-# Settings of glibc's malloc. A compiled training step on a CPU takes its buffers from malloc and returns them every time; with pages
-# of 4 kB the page faults are a sixth of the step (benchmarks/train_cpu.py). Buffers from 4 MB on have pages of their own. What
-# is smaller stays in a heap that is not given back, or the kernel clears the same huge page again and again.
-MALLOC = ":".join(
-    (
-        "glibc.malloc.hugetlb=1",
-        f"glibc.malloc.mmap_threshold={4 << 20}",
-        f"glibc.malloc.trim_threshold={256 << 20}",
-    )
-)
+# Settings of glibc's malloc: huge pages. A compiled training step on a CPU takes its buffers from malloc and returns them every time;
+# with pages of 4 kB the page faults are a sixth of the step (benchmarks/train_cpu.py).
+MALLOC = "glibc.malloc.hugetlb=1"
 
 HELP = """
 Flags:
