@@ -8,8 +8,8 @@ tokens, batch 16, AdamW, clipping at 1.0) in processes of their own that take tu
 smoljax also masks segments, as its training does; the peers have no such mask. nanodo has 8 key-value heads, GELU 1024 and learned
 positions: 8.5M parameters. Parameters and AdamW's state are float32 always; with --dtype bfloat16 smoljax computes in it
 (compute_dtype) and Hugging Face under torch.autocast, its usual mixed precision (a model cast to bfloat16 as a whole took 5% less
-on one core, but then has no float32 parameters to train); nanodo then computes in it too. All run with glibc's malloc on huge pages, as smoljax's verbs do; torch gains from it as well. The
-peak is a 2048-cubed matmul of that dtype, XLA's and torch's, measured in every round; "of peak" is of XLA's.
+on one core, but then has no float32 parameters to train); nanodo then computes in it too. All run with glibc's malloc on huge pages, as smoljax's verbs do; torch gained from it on the EPYC,
+and on the Xeon it did in some hours only. The peak is a 2048-cubed matmul of that dtype, XLA's and torch's, measured in every round; "of peak" is of XLA's.
 
 Result: it depends on the processor, as XLA's matrix products fall behind torch's where AVX-512 is.
     2026-11-24, 2 cores (AMD EPYC), jax 0.10.2, torch 2.13.0, 4 rounds:
@@ -22,6 +22,12 @@ Result: it depends on the processor, as XLA's matrix products fall behind torch'
     The same day and machine, --rounds 4, with the projections of attention without transposed copies (smoljax.model.decoder.project):
         smoljax 1.108 s, 3,696 tokens/s, 56.9% of the 328 GFLOP/s peak; Hugging Face 1.032 s, 3,967 tokens/s, 61.1%:
         0.93 times as fast by minima and by the median of paired rounds (0.91 to 0.96).
+    The same day and processor, a slower hour, --rounds 4, at fc469c6:
+        float32: smoljax 1.263 s, 3,242 tokens/s; Hugging Face 1.133 s, 3,614 tokens/s: 0.90 times by minima, 0.91 by the median
+        of paired rounds (0.89 to 0.96).
+        --dtype bfloat16: smoljax 0.766 s, 5,346 tokens/s; Hugging Face 0.807 s, 5,078 tokens/s: 1.05 times by minima, 1.04 by
+        the median (1.03 to 1.07). Before the products were handed to XLA's fast library (smoljax.kernels.cpu_matmul) the step
+        took 2.0 times the processor time of now, on one core.
 
 B batch, S sequence
 """

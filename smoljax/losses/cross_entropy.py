@@ -24,7 +24,7 @@ import jax.numpy as jnp
 
 from smoljax.errors import SmoljaxError
 from smoljax.kernels import cpu_matmul
-from smoljax.kernels.platform import platform
+from smoljax.kernels.platform import one_cpu
 from smoljax.losses import vocabulary_tiles
 
 # Mesh axes that split tokens: those of the residual stream (smoljax.parallel.rules).
@@ -162,7 +162,7 @@ _sums.defvjp(_sums_forward, _sums_backward)
 
 def _products(dlogits_BPV, hidden_BPD, head_DV):
     """Gradients by the hidden states, in their dtype, and by the head, f32."""
-    if platform() != "cpu" or jax.sharding.get_abstract_mesh().size > 1:
+    if not one_cpu():
         return jnp.einsum("bpv,dv->bpd", dlogits_BPV, head_DV), jnp.einsum(
             "bpd,bpv->dv", hidden_BPD, dlogits_BPV, preferred_element_type=jnp.float32
         )

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from smoljax.kernels import attention, cpu_matmul
-from smoljax.kernels.platform import platform
+from smoljax.kernels.platform import one_cpu, platform
 from smoljax.model.config import ModelConfig
 from smoljax.model.rope import rope_tables, rotate
 from smoljax.parallel.embedding import look_up
@@ -197,7 +197,7 @@ def project(spec: str, x: jax.Array, w: jax.Array) -> jax.Array:
     transposed there, the wide gradient of the feed-forward layer too, and that takes longer than what the product gains. In
     bfloat16 all three products are summed in float32 (smoljax.kernels.cpu_matmul).
     """
-    if platform() != "cpu" or jax.sharding.get_abstract_mesh().size > 1:
+    if not one_cpu():
         return jnp.einsum(spec, x, w)
     w = jnp.asarray(w)
     contracted = len(set.intersection(*map(set, spec.partition("->")[0].split(","))))
