@@ -150,6 +150,8 @@ def test_killed_at_twenty_random_moments_and_restarted_gives_the_same_bytes(corp
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
 def test_a_request_to_stop_ends_all_processes_and_exits_with_42(corpus, name):
+    for i in range(400):  # Work for some seconds.
+        (corpus / f"in/html/more{i}.html").write_text(material.page(100 + i))
     run = corpus / "run"
     process = start(corpus, "run")
     wait_for(lambda: finished_items(run) >= 2, process)

@@ -316,7 +316,7 @@ def test_the_command_stops_on_request_and_goes_on(workdir, encoder):
     (workdir / "config.py").write_text(CONFIG.format(encoder=encoder))
     annotate(workdir)
     for path in list((workdir / "documents" / "topics" / "train").glob("*.parquet")):
-        for copy in range(20):  # Work for some seconds.
+        for copy in range(60):  # Work for some seconds.
             shutil.copy(path, path.with_name(f"{path.stem}-{copy:02d}.parquet"))
     process = subprocess.Popen(command(workdir), stderr=subprocess.PIPE, text=True)
     scores = workdir / "quality" / "scores"
