@@ -133,7 +133,7 @@ def test_killed_at_twenty_random_moments_and_restarted_gives_the_same_bytes(corp
         children = family(process)
         if number % 2:
             process.kill()
-        else:
+        elif process.poll() is None:  # Else it has ended before, which `killed` counts.
             os.killpg(process.pid, signal.SIGKILL)
         killed += process.wait() == -signal.SIGKILL
         _, alive = psutil.wait_procs(children, timeout=10)
