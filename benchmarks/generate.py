@@ -30,6 +30,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from smoljax.command_line import MALLOC
+
 PROMPT, NEW = 64, 128
 THREADS = len(os.sched_getaffinity(0))
 MODELS = {
@@ -134,7 +136,7 @@ class Side:
             stdout=subprocess.PIPE,
             text=True,
             cwd=ROOT,
-            env=os.environ | {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1", "PYTHONPATH": str(ROOT)},
+            env=os.environ | {"GLIBC_TUNABLES": MALLOC, "PYTHONPATH": str(ROOT)},
         )
         self.about = self._read()
 

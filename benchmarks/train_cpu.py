@@ -40,6 +40,8 @@ import subprocess
 import sys
 import time
 
+from smoljax.command_line import MALLOC
+
 B, S = 16, 256
 SHAPE = {
     "vocab_size": 8192,
@@ -130,7 +132,7 @@ class Worker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env=os.environ | {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"},
+            env=os.environ | {"GLIBC_TUNABLES": MALLOC},
         )
         self.about = self._read()
 

@@ -5,6 +5,11 @@ import dataclasses
 from smoljax.planning.plan import Plan
 from smoljax.planning.topologies import GIB
 
+_FROM = {
+    "tpu": "by libtpu, which compiled the step for these chips",
+    "cpu": "by the compiler for this computer's processor, in the place of the GPUs'",
+}
+
 
 def table(plan: Plan) -> str:
     """The whole plan, in lines that a person can decide from: the answer first."""
@@ -56,12 +61,6 @@ def _answer(plan: Plan) -> str:
     if costs.cost is not None:
         answer += f", {costs.cost:,.0f} at {plan.price:g} a chip-hour"
     return answer
-
-
-_FROM = {
-    "tpu": "by libtpu, which compiled the step for these chips",
-    "cpu": "by the compiler for this computer's processor, in the place of the GPUs'",
-}
 
 
 def _seconds(value: float) -> str:

@@ -38,7 +38,7 @@ def train(run: Run) -> int:
     sizes = run.data.batch_sizes
     train_step = run.train_step()
     with ThreadPoolExecutor(1) as beside:
-        making = beside.submit(_first_state, run, checkpoints)
+        making = beside.submit(_first_state, run, checkpoints, newest)
         # Python traces the step, while XLA compiles and runs the program of the parameters.
         run.lower(train_step, run.batch_shapes(sizes.size(start)))
         state = making.result()
@@ -91,9 +91,9 @@ def train(run: Run) -> int:
     return 0
 
 
-def _first_state(run: Run, checkpoints: Checkpoints) -> TrainState:
-    """The newest saved state, or a fresh one."""
-    if checkpoints.latest_step() is None:
+def _first_state(run: Run, checkpoints: Checkpoints, newest: int | None) -> TrainState:
+    """The state saved at step `newest`, or a fresh one."""
+    if newest is None:
         return make_state(run.model, run.optimizer, seed=run.seed, shardings=run.shardings)
     return checkpoints.restore(run.shapes, run.shardings)
 
