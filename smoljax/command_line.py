@@ -1,6 +1,7 @@
 """What every verb shares: --config and --workdir, one clear line when something is wrong, the exit code."""
 
 import difflib
+import gc
 import multiprocessing
 import os
 import runpy
@@ -20,6 +21,10 @@ STOPPED = 42
 # Settings of glibc's malloc: huge pages. A compiled training step on a CPU takes its buffers from malloc and returns them every time;
 # with pages of 4 kB the page faults are a sixth of the step (benchmarks/train_cpu.py).
 MALLOC = "glibc.malloc.hugetlb=1"
+
+# New objects that Python counts before it looks for cycles (700 by itself). Importing JAX and tracing a step make some hundred thousand
+# objects that stay, and looking through them again and again took an eighth of that time (benchmarks/first_step.py).
+OBJECTS_BETWEEN_COLLECTIONS = 100_000
 
 HELP = """
 Flags:
@@ -48,6 +53,7 @@ def run(
       default_workdir: --workdir where it is not given; None makes it required.
     """
     _set_malloc()
+    gc.set_threshold(OBJECTS_BETWEEN_COLLECTIONS)
     options = options or {}
     if {"--help", "-h", "-help", "--helpfull"} & set(sys.argv[1:]):
         own = "".join(f"  --{name}=...  {text}\n" for name, text in options.items())

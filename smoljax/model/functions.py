@@ -149,8 +149,12 @@ def _boxed_shapes(config: ModelConfig) -> dict:
     return jax.eval_shape(lambda: _boxed(config, jax.random.key(0)))
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def _boxed(config: ModelConfig, key: jax.Array) -> dict:
-    """Parameters with their logical axes. Linen makes them by a forward pass, so give it one token, no attention and no repeated layer."""
+    """Parameters with their logical axes, traced once for their shapes and for themselves.
+
+    Linen makes them by a forward pass, so give it one token, no attention and no repeated layer.
+    """
     config = dataclasses.replace(config, scan_layers=True)
     decoder = Decoder(config, lambda q_BSNH, k_BSKH, v_BSKH, windowed: (q_BSNH, None))
     token_BS = jnp.zeros((1, 1), jnp.int32)

@@ -1,6 +1,7 @@
 """Orbax checkpoints: asynchronous, a few kept, refused when they are of another model."""
 
 import contextlib
+import functools
 import json
 import logging
 from collections.abc import Iterator
@@ -30,21 +31,30 @@ class Checkpoints:
     """
 
     def __init__(self, directory: Path | str, *, keep: int, model: ModelConfig, config: dict):
-        import orbax.checkpoint as ocp
-
-        logging.getLogger("absl").setLevel(logging.WARNING)
-        self._ocp, self._model = ocp, model
+        self._keep, self._model = keep, model
         self._metadata = json.loads(json.dumps({"model": model.as_section(), "config": config}))
         self._directory = epath.Path(directory)
-        self._manager = ocp.CheckpointManager(
+        self._directory.mkdir(parents=True, exist_ok=True)
+
+    @functools.cached_property
+    def _ocp(self):
+        """Orbax, imported when there is a checkpoint to read or to write: a new run's first step does not wait for it."""
+        import orbax.checkpoint
+
+        logging.getLogger("absl").setLevel(logging.WARNING)
+        return orbax.checkpoint
+
+    @functools.cached_property
+    def _manager(self):
+        return self._ocp.CheckpointManager(
             epath.Path(self._directory.resolve()),
-            options=ocp.CheckpointManagerOptions(max_to_keep=keep, create=True),
+            options=self._ocp.CheckpointManagerOptions(max_to_keep=self._keep),
             item_names=("state", "metadata"),
         )
 
     def latest_step(self) -> int | None:
         """Step of the newest complete checkpoint, or None."""
-        return self._manager.latest_step()
+        return self._manager.latest_step() if any(self._directory.iterdir()) else None
 
     def save(self, step: int, state: TrainState) -> None:
         """Copies the state to the host and goes on writing it in the background."""
