@@ -39,8 +39,8 @@ def train(run: Run) -> int:
     train_step = run.train_step()
     with ThreadPoolExecutor(1) as beside:
         making = beside.submit(_first_state, run, checkpoints, newest)
-        # Python traces the step, while XLA compiles and runs the program of the parameters.
-        run.lower(train_step, run.batch_shapes(sizes.size(start)))
+        # Tracing is Python's and takes one core; the other compiles and runs the program of the parameters.
+        run.lower(train_step, run.batch_shapes(sizes.size(start))).compile()
         state = making.result()
     if newest is not None:  # Step 0 is a model that `convert` brought in.
         _say(f"resuming from step {start:,} in {run.train_directory}")

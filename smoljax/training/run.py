@@ -175,7 +175,8 @@ class Run:
         }
 
     def lower(self, train_step: Callable, batch: dict[str, jax.ShapeDtypeStruct]) -> Lowered:
-        """`train_step` traced and lowered for such a batch. Nothing runs; a call with such arrays then does neither again."""
+        """`train_step` traced and lowered for such a batch. Nothing runs; a call with such arrays then does neither again, nor compiles
+        what `compile()` of it did."""
         state = jax.tree.map(
             lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
             self.shapes,
