@@ -1,7 +1,6 @@
 """Main content by resiliparse: fast, with what menus, forms and themes leave behind taken out."""
 
 import itertools
-import re
 
 from resiliparse.extract.html2text import extract_plain_text
 from resiliparse.parse.html import HTMLParserException, HTMLTree
@@ -20,7 +19,6 @@ _SKIPPED_OF_ALL = [*_SKIPPED, "nav"]
 _LANDMARKS = "main, [role=main], article"
 # Below this share of the landmark's text, the heuristics have thrown the content away with the frame.
 _LEAST_SHARE = 0.25
-_BLANK_LINES = re.compile(r"\n{3,}")
 
 
 def text(content: bytes, *, max_tags: int) -> str:
@@ -47,7 +45,10 @@ def text(content: bytes, *, max_tags: int) -> str:
     except HTMLParserException as error:
         raise bounds.DamagedPage("unreadable_html") from error
     lines = [line.rstrip() for line in text.replace("¶", "").split("\n")]
-    text = _BLANK_LINES.sub("\n\n", _without_repeats(lines)).strip("\n")
+    text = _without_repeats(lines)
+    while "\n\n\n" in text:
+        text = text.replace("\n\n\n", "\n\n")
+    text = text.strip("\n")
     return text and text + "\n"
 
 
