@@ -60,6 +60,9 @@ def c4(
     for reason in dict.fromkeys((*found, "lorem_ipsum", "curly_bracket")):
         yield above(reason, found.get(reason, 0), 0)
     yield below(
-        "few_sentences", sum(sentences.count(line, language) for line in kept), min_sentences
+        "few_sentences",
+        lambda: sum(sentences.count(line, language) for line in kept),
+        min_sentences,
+        at_least=len(kept),  # Each line has one.
     )
     return "\n".join(kept).strip()

@@ -6,45 +6,63 @@ generator goes on behind a failing check, and does not raise there, on empty tex
 end, if anything, is the text as the filter leaves it.
 """
 
+import dataclasses
 import functools
 import inspect
 from collections.abc import Callable, Generator
-from typing import NamedTuple
 
 import pyarrow as pa
 
 from smoljax.curation import schema
 
 
-class Check(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Check:
     """One rule at one text. Comparisons are strict, as datatrove's are.
 
     Attributes:
       reason: name of the rule, the second half of the reason of a removed document.
-      value: the statistic.
+      measure: the statistic, or a function that finds it.
       bound: its threshold.
       low: whether the text is removed below the bound, or above it.
+      limit: what the statistic cannot be beyond, on the side of the bound: where this passes, the statistic, which
+        takes longer, need not be known.
     """
 
     reason: str
-    value: float
+    measure: float | Callable[[], float]
     bound: float
     low: bool
+    limit: float | None = None
+
+    @functools.cached_property
+    def value(self) -> float:
+        """The statistic."""
+        return self.measure() if callable(self.measure) else self.measure
 
     @property
     def fails(self) -> bool:
         """Whether the text is removed."""
-        return self.value < self.bound if self.low else self.value > self.bound
+        if self.limit is not None and not self._beyond(self.limit):
+            return False
+        return self._beyond(self.value)
+
+    def _beyond(self, value: float) -> bool:
+        return value < self.bound if self.low else value > self.bound
 
 
-def above(reason: str, value: float, bound: float) -> Check:
+def above(
+    reason: str, value: float | Callable[[], float], bound: float, *, at_most: float | None = None
+) -> Check:
     """Removed when `value` is greater than `bound`."""
-    return Check(reason, value, bound, False)
+    return Check(reason, value, bound, False, at_most)
 
 
-def below(reason: str, value: float, bound: float) -> Check:
+def below(
+    reason: str, value: float | Callable[[], float], bound: float, *, at_least: float | None = None
+) -> Check:
     """Removed when `value` is smaller than `bound`."""
-    return Check(reason, value, bound, True)
+    return Check(reason, value, bound, True, at_least)
 
 
 Checks = Generator[Check, None, str | None]

@@ -44,12 +44,21 @@ def gopher_quality(
         yield below("short_words", mean, min_mean_word_length)
         yield above("long_words", mean, max_mean_word_length)
     yield above("hashes", text.count("#") / counts.words, max_hash_ratio)
-    yield above("ellipses", sum(map(text.count, _ELLIPSES)) / counts.words, max_ellipsis_ratio)
+    ellipses = sum(map(text.count, _ELLIPSES))
+    yield above("ellipses", ellipses / counts.words, max_ellipsis_ratio)
     lines = text.splitlines()
-    bullets = sum(line.lstrip().startswith(_BULLETS) for line in lines)
-    yield above("bullet_lines", bullets / len(lines), max_bullet_lines)
-    ellipses = sum(line.rstrip().endswith(_ELLIPSES) for line in lines)
-    yield above("ellipsis_lines", ellipses / len(lines), max_ellipsis_lines)
+    yield above(
+        "bullet_lines",
+        lambda: sum(line.lstrip().startswith(_BULLETS) for line in lines) / len(lines),
+        max_bullet_lines,
+        at_most=sum(map(text.count, _BULLETS)) / len(lines),
+    )
+    yield above(
+        "ellipsis_lines",
+        lambda: sum(line.rstrip().endswith(_ELLIPSES) for line in lines) / len(lines),
+        max_ellipsis_lines,
+        at_most=ellipses / len(lines),
+    )
     yield below("few_alphabetic_words", counts.alphabetic / counts.words, min_alphabetic_words)
     among = f"\n{joined}\n"
     found = sum(f"\n{word}\n" in among for word in set(stop_words))

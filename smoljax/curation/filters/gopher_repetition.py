@@ -51,7 +51,12 @@ def gopher_repetition(
     for n, fraction in max_top_ngrams:
         yield above(f"top_{n}_gram", ngrams.top_characters(n) / size, fraction)
     for n, fraction in max_duplicate_ngrams:
-        yield above(f"duplicate_{n}_gram", ngrams.duplicate_characters(n) / size, fraction)
+        yield above(
+            f"duplicate_{n}_gram",
+            lambda n=n: ngrams.duplicate_characters(n) / size,
+            fraction,
+            at_most=ngrams.most_duplicate_characters(n) / size,
+        )
 
 
 def _paragraphs(text: str) -> list[str]:
