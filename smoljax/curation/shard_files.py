@@ -23,14 +23,14 @@ _GROUP_BYTES, _GROUP_ROWS = 1 << 19, 512
 class Writer:
     """A Parquet file; the same batches give the same bytes. Small batches share a row group."""
 
-    def __init__(self, path: Path, batch_schema: pa.Schema):
-        self._path, self._schema = path, batch_schema
+    def __init__(self, path: Path, batch_schema: pa.Schema, *, compression: str = "zstd"):
+        self._path, self._schema, self._compression = path, batch_schema, compression
 
     def __enter__(self) -> "Writer":
         self._file = pq.ParquetWriter(
             self._path,
             self._schema,
-            compression="zstd",
+            compression=self._compression,
             use_dictionary=[name for name in self._schema.names if name in _REPEATED],
             write_statistics=False,
         )

@@ -10,6 +10,7 @@ What is remembered is bounded, and no result depends on it. (One of datatrove's 
 
 import functools
 import re
+from collections.abc import Iterator
 
 from smoljax.curation.word_rules import LANGUAGES, Rules
 from smoljax.errors import SmoljaxError, require
@@ -77,22 +78,37 @@ class _Chunks:
         self._known = _Known(self._rules)
 
     def joined_words(self, text: str) -> str:
-        joined = "\n".join(map(self._known.__getitem__, text.split()))
-        if joined[:1] == "\n" or "\n\n" in joined or self._is_spaced(text):
-            return "\n".join(filter(None, map(self._words_of_line, text.split("\n"))))
+        chunks = text.split()
+        found = list(map(self._known.__getitem__, chunks))
+        joined = "\n".join(found)
+        spaced = [case for case in self._rules.spaced if case in text]
+        if joined[:1] == "\n" or "\n\n" in joined or spaced:
+            cases = {chunk for chunk, words in zip(chunks, found) if words == "\n"}
+            return "\n".join(filter(None, self._line_by_line(text, cases.union(spaced))))
         return joined
 
-    def _words_of_line(self, line: str) -> str:
-        found = list(map(self._known.__getitem__, line.split()))
-        if "\n" in found or self._is_spaced(line):
-            return "\n".join(filter(None, map(self._words_of_run, BREAK.split(line))))
-        return "\n".join(found)
+    def _line_by_line(self, text: str, cases: set[str]) -> Iterator[str]:
+        """The words of a text's parts: each line that holds one of `cases`, and what is between such lines."""
+        lines = set()
+        for case in cases:
+            at = text.find(case)
+            while at >= 0:
+                end = text.find("\n", at)
+                end = len(text) if end < 0 else end
+                lines.add((text.rfind("\n", 0, at) + 1, end))
+                at = text.find(case, end)
+        done = 0
+        for start, end in sorted(lines):
+            yield "\n".join(map(self._known.__getitem__, text[done:start].split()))
+            yield from map(self._words_of_run, BREAK.split(text[start:end]))
+            done = end
+        yield "\n".join(map(self._known.__getitem__, text[done:].split()))
 
     def _words_of_run(self, run: str) -> str:
         """The words of chunks that are parted by single spaces, with the special cases among them."""
         chunks = run.split()
         found = list(map(self._known.__getitem__, chunks))
-        if "\n" not in found and not self._is_spaced(run):
+        if "\n" not in found and not any(case in run for case in self._rules.spaced):
             return "\n".join(found)
         tokens: list[str] = []
         spaces: list[bool] = []
@@ -100,9 +116,6 @@ class _Chunks:
             tokens += self._rules.cut(chunk) if joined[0] == "\n" else joined.split("\n")
             spaces += [False] * (len(tokens) - len(spaces) - 1) + [True]
         return "\n".join(self._rules.merge(tokens, spaces))
-
-    def _is_spaced(self, text: str) -> bool:
-        return any(case in text for case in self._rules.spaced)
 
 
 class _Known(dict[str, str]):
