@@ -4,7 +4,7 @@ Command:  python benchmarks/plan_calibration.py [--compile] [--json=FILE]
 
 The closed forms take a second. With --compile some rows are also planned as `smoljax.plan` does, with this project's train step compiled for
 the machine (libtpu; one to three minutes each on one core).
-Every row uses the same constants (smoljax/planning: estimate, closed_form, topologies): nothing is fitted to a row, and batch, recomputation and
+Every row uses the same constants (smoljax/planning: estimate, closed_form, topologies): nothing is fitted to a row (one constant to the four of GPUs), and batch, recomputation and
 mesh of a row are those that its source states. Where activations move to host memory there, they count as saved.
 
 Shapes: Llama 2 (arXiv 2307.09288, table 1, and the released configs), Llama 3 (arXiv 2407.21783, table 3), MaxText's 16B to 64B
@@ -96,7 +96,7 @@ COMPILED = {
     ("32B", "v5e-256"): "full",
     ("Llama 2 7B", "v5e-256x4"): "dots",
     ("Llama 2 7B", "v5p-512"): "dots",
-    ("Llama 3.1 8B", "v6e-16"): "save_projections",
+    ("Llama 3.1 8B", "v6e-16"): "save_attention",
 }
 
 

@@ -21,9 +21,6 @@ BATCH = ("data", "fsdp")
 # to a head, a feed-forward unit or a vocabulary entry over tensor. Layers are scanned, so never split.
 # Activations: inside a block a device has the whole sequence (of its part of context) and its heads or units of tensor; between
 # blocks, where every unit is the same to all, it has a part of the sequence instead (arXiv:2205.05198, section 4.2.2).
-# On meshes of fsdp and tensor libtpu (0.0.42) does not gather a matrix over fsdp but passes its parts round, one step of a loop for each
-# ("windowed einsum": 15,444 collective-permutes a step for SmolLM3-3B on v5p-128 with tensor 4). Matrices constrained to be whole along fsdp
-# took 1.85 instead of 3.91 s of estimated step, but their gradients were then summed whole over data and fsdp, between slices too.
 RULES = (
     ("layers", None),
     ("vocab", "tensor"),

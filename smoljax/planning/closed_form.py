@@ -4,8 +4,11 @@ from smoljax.model import ModelConfig
 from smoljax.planning.estimate import Times, kernel_rate
 from smoljax.planning.topologies import Topology
 
-# Products and the rest against their closed forms, at the ends of the range.
-RANGE = {"tpu": (0.9, 1.3), "gpu": (0.9, 1.8)}
+# What products and the rest take in a run, against their closed forms. On TPUs nothing is fitted. On GPUs this is, to four published runs
+# (the mean error of their logarithms is 0); each predicted from the other three, they are off by 22% on average, and by 48% without it.
+STALLS = {"tpu": 1.0, "gpu": 1.56}
+# Products and the rest against that, at the ends of the range.
+RANGE = {"tpu": (0.9, 1.3), "gpu": (0.7, 1.4)}
 # Share of the exchange that nothing hides; likely, and the ends of the range. libtpu 0.0.42 leaves two thirds of it
 # exposed in configs/smollm3_3b.py on v5e and all of it on v5p and v6e; with every collective asynchronous it would be none.
 EXPOSED_SHARE = 0.5
@@ -47,9 +50,11 @@ def roofline(
     )
     # Forward 2 products, backward 5, and where nothing is saved 2 again; the convention counts 2 and 4.
     attention *= (2 + 5 + 2 * (model.remat in ATTENTION_TWICE)) / 6
-    seconds = products / chip.peak_flops / chip.product_share
+    stalls = STALLS[chip.platform]
+    seconds = products / chip.peak_flops / chip.product_share * stalls
     widths = model.hidden_size + model.intermediate_size / tensor
-    memory = here * tensor * 2 * MEMORY_PASSES * widths * model.num_layers / chip.hbm_bandwidth
+    passes = MEMORY_PASSES * model.num_layers * stalls
+    memory = here * tensor * 2 * passes * widths / chip.hbm_bandwidth
     links = _link_seconds(model, topology, fsdp=fsdp, tensor=tensor, tokens_per_chip=here)
     hides = min(links, seconds + memory)
     exposed = links - hides * (1 - EXPOSED_SHARE)

@@ -20,12 +20,15 @@ def _errors(benchmark, rows):
     return [abs(row["predicted"] / row["published"] - 1) for row in measured]
 
 
-def test_published_runs_on_tpus_are_near_and_most_lie_in_the_range(benchmark):
+def test_published_runs_are_near_and_most_lie_in_the_range(benchmark):
     rows = [row for row in benchmark["ROWS"] if row[2].startswith("v")]
     assert len(rows) == 20
     assert statistics.mean(_errors(benchmark, rows)) < 0.10
+    rows = [row for row in benchmark["ROWS"] if row[2].startswith("h100")]
+    assert len(rows) == 4
+    assert statistics.mean(_errors(benchmark, rows)) < 0.17
     measured = [benchmark["measure"](row) for row in benchmark["ROWS"]]
-    assert sum(row["low"] <= row["published"] <= row["high"] for row in measured) >= 22
+    assert sum(row["low"] <= row["published"] <= row["high"] for row in measured) >= 23
 
 
 def test_what_is_computed_again_matters(benchmark):
