@@ -153,6 +153,7 @@ def test_ngram_counts_equal_the_definition(words):
     for n in range(1, 11):
         assert counted.top_characters(n) == slow_top_ngram(words, n)
         assert counted.duplicate_characters(n) == slow_duplicate_ngrams(words, n)
+        assert counted.most_duplicate_characters(n) >= slow_duplicate_ngrams(words, n)
 
 
 def good_words(count: int) -> list[str]:
