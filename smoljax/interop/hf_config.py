@@ -85,7 +85,7 @@ def to_config(values: Mapping) -> tuple[ModelConfig, tuple[str, ...]]:
         of the RoPE settings that disagree; the message names the field.
     """
     family = values.get("model_type")
-    if family not in ARCHITECTURES:
+    if not isinstance(family, str) or family not in ARCHITECTURES:
         raise SmoljaxError(
             f"config.json: model_type is {family!r}, expected one of {', '.join(ARCHITECTURES)}; other families are not read"
         )
@@ -121,7 +121,7 @@ def to_config(values: Mapping) -> tuple[ModelConfig, tuple[str, ...]]:
         windowed_layers=windowed,
         qk_norm=family == "qwen3",
         max_seq_len=max_seq_len,
-        tie_embeddings=bool(given["tie_word_embeddings"]),
+        tie_embeddings=_flag(given, "tie_word_embeddings"),
         norm_eps=_number(given, "rms_norm_eps", 1e-6),
         init_std=_number(given, "initializer_range", 0.02),
     )
@@ -218,7 +218,11 @@ def _rope_layers(given: Mapping, num_layers: int) -> list[bool]:
                 f"config.json: no_rope_layer_interval is {interval!r}, expected a whole number of at least 1"
             )
         return [(layer + 1) % interval != 0 for layer in range(num_layers)]
-    if not isinstance(flags, list | tuple) or len(flags) < num_layers or set(flags) - {0, 1}:
+    if (
+        not isinstance(flags, list | tuple)
+        or len(flags) < num_layers
+        or any(flag not in (0, 1) for flag in flags)
+    ):
         raise SmoljaxError(
             f"config.json: no_rope_layers is {flags!r}, expected {num_layers} flags, 1 where RoPE is applied and 0 where not"
         )
@@ -246,8 +250,7 @@ def _windows(
     if family == "llama":
         return None, ()
     L = len(rope_layers)
-    used = bool(given.get("use_sliding_window", False))
-    window = given.get("sliding_window") if used else None
+    window = given.get("sliding_window") if _flag(given, "use_sliding_window") else None
     kinds = given.get("layer_types")
     if kinds is None:
         if window is None:
@@ -257,7 +260,11 @@ def _windows(
         else:
             windowed = list(range(L))[_size(given, "max_window_layers", least=0) :]
     else:
-        if len(kinds) != L or set(kinds) - {"full_attention", "sliding_attention"}:
+        if (
+            not isinstance(kinds, list | tuple)
+            or len(kinds) != L
+            or any(kind not in ("full_attention", "sliding_attention") for kind in kinds)
+        ):
             raise SmoljaxError(
                 f"config.json: layer_types is {kinds!r}, expected {L} of full_attention and sliding_attention"
             )
@@ -299,6 +306,13 @@ def _size(given: Mapping, field: str, *, least: int = 1) -> int:
             f"config.json: {field} is {value!r}, expected a whole number of at least {least}"
         )
     return value
+
+
+def _flag(given: Mapping, field: str) -> bool:
+    value = given.get(field)
+    if value not in (True, False, None):
+        raise SmoljaxError(f"config.json: {field} is {value!r}, expected true or false")
+    return bool(value)
 
 
 def _number(given: Mapping, field: str, default: float) -> float:

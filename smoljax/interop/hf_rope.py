@@ -51,9 +51,9 @@ def read(
         }.items()
         if value is not None
     }
-    if len(set(thetas.values())) > 1:
-        raise SmoljaxError(f"config.json: {_listed(thetas)} disagree: keep the right one")
     theta = next(iter(thetas.values()), default_theta)
+    if any(value != theta for value in thetas.values()):
+        raise SmoljaxError(f"config.json: {_listed(thetas)} disagree: keep the right one")
     if isinstance(theta, bool) or not isinstance(theta, int | float) or not 0 < theta < math.inf:
         raise SmoljaxError(f"config.json: rope_theta is {theta!r}, expected a positive number")
     scalings = {
@@ -111,7 +111,7 @@ def _kind(section: Mapping, place: str) -> str:
     if not isinstance(section, Mapping):
         raise SmoljaxError(f"config.json: {place} is {section!r}, expected an object or null")
     kind = section.get("rope_type", section.get("type", "default"))
-    if kind not in _FIELDS:
+    if not isinstance(kind, str) or kind not in _FIELDS:
         raise SmoljaxError(
             f"config.json: {place}.rope_type is {kind!r}, expected one of {', '.join(_FIELDS)}"
         )

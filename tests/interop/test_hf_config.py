@@ -131,6 +131,7 @@ def test_rope_scaling(section, scaling):
     [
         ({"model_type": "gpt2"}, "model_type is 'gpt2', expected one of smollm3, llama, qwen3"),
         ({}, "model_type is None"),
+        ({"model_type": ["llama"]}, "model_type is ['llama']"),
         (LLAMA | {"hidden_size": None}, "hidden_size is None"),
         (LLAMA | {"num_hidden_layers": "4"}, "num_hidden_layers is '4'"),
         (LLAMA | {"attention_bias": True}, "attention_bias is True"),
@@ -154,7 +155,10 @@ def test_rope_scaling(section, scaling):
             "rope_theta 10000.0 and rope_parameters.rope_theta 500000.0 disagree",
         ),
         (LLAMA | {"rope_parameters": [1]}, "rope_parameters is [1], expected an object"),
+        (LLAMA | {"rope_parameters": {"rope_type": ["yarn"]}}, "rope_type is ['yarn']"),
         (LLAMA | {"rope_theta": "big"}, "rope_theta is 'big'"),
+        (LLAMA | {"rope_theta": [1e4]}, "rope_theta is [10000.0]"),
+        (LLAMA | {"tie_word_embeddings": "false"}, "tie_word_embeddings is 'false'"),
         (LLAMA | {"rms_norm_eps": "1e-6"}, "rms_norm_eps is '1e-6'"),
         (
             LLAMA | {"rope_scaling": YARN | {"beta_fast": "fast"}},
@@ -167,8 +171,12 @@ def test_rope_scaling(section, scaling):
         (LLAMA | {"rope_scaling": YARN, "rope_parameters": {"rope_theta": 1e4}}, "two spellings"),
         (LLAMA | {"rope_scaling": None, "rope_parameters": YARN}, "two spellings"),
         (SMOLLM3 | {"no_rope_layers": [1, 1, 1]}, "no_rope_layers is [1, 1, 1], expected 4"),
+        (SMOLLM3 | {"no_rope_layers": [[1], 1, 1, 0]}, "no_rope_layers is [[1], 1, 1, 0]"),
         (SMOLLM3 | {"no_rope_layer_interval": 0}, "no_rope_layer_interval is 0"),
         (SMOLLM3 | {"layer_types": ["full_attention"]}, "layer_types is"),
+        (SMOLLM3 | {"layer_types": 4}, "layer_types is 4"),
+        (SMOLLM3 | {"layer_types": [[], "", "", ""]}, "layer_types is [[], '', '', '']"),
+        (QWEN3 | {"use_sliding_window": "false"}, "use_sliding_window is 'false'"),
         (
             SMOLLM3 | {"layer_types": ["sliding_attention"] * 4, "sliding_window": 8},
             "use_sliding_window is None",
@@ -204,6 +212,14 @@ def test_unknown_fields_are_named():
         ({}, "smollm3"),
         ({"no_rope_layer_interval": 2, "tie_embeddings": False, "rope_scaling": YARN}, "smollm3"),
         ({"nope_layers": (0, 3), "rope_scaling": LLAMA3}, "smollm3"),
+        ({"rope_scaling": LLAMA3 | {"low_freq_factor": 1.5, "high_freq_factor": 6.0}}, "smollm3"),
+        (
+            {
+                "rope_scaling": YARN
+                | {"beta_fast": 16.0, "beta_slow": 2.0, "attention_factor": 1.2, "truncate": False}
+            },
+            "smollm3",
+        ),
         ({"sliding_window": 8, "windowed_layers": (3,)}, "smollm3"),
         # transformers follows an explicit layer_types in layers with RoPE, too.
         ({"sliding_window": 8, "windowed_layers": (0, 3), "head_dim": 32}, "smollm3"),
