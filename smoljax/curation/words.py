@@ -15,8 +15,8 @@ from collections.abc import Iterator
 from smoljax.curation.word_rules import LANGUAGES, Rules
 from smoljax.errors import SmoljaxError, require
 
-# Chunks of one language that are remembered; longer ones than this rarely come again.
-_CAPACITY = 1 << 16
+# Chunks of one language that are remembered, and as many from the time before; longer ones than this rarely come again.
+_CAPACITY = 1 << 14
 _LONGEST = 48
 # Characters of documents that are remembered: a batch of readers.read.
 _DOCUMENTS = 1 << 20
@@ -119,19 +119,25 @@ class _Chunks:
 
 
 class _Known(dict[str, str]):
-    """What was found of chunks; what is not known is found out."""
+    """What was found of chunks; what is not known is found out. When it is full, it begins anew, and the chunks of
+    the time before that come again are taken over: so those that keep coming are never forgotten.
+    """
 
     def __init__(self, rules: Rules):
         self._rules = rules
+        self._before: dict[str, str] = {}
 
     def __missing__(self, chunk: str) -> str:
-        tokens = self._rules.cut(chunk)
-        if len(tokens) == 1:
-            joined = chunk
-        else:
-            joined = "\n" if self._rules.has_cases(tokens) else "\n".join(tokens)
+        joined = self._before.get(chunk)
+        if joined is None:
+            tokens = self._rules.cut(chunk)
+            if len(tokens) == 1:
+                joined = chunk
+            else:
+                joined = "\n" if self._rules.has_cases(tokens) else "\n".join(tokens)
         if len(chunk) <= _LONGEST:
             if len(self) >= _CAPACITY:
+                self._before = dict(self)
                 self.clear()
             self[chunk] = joined
         return joined

@@ -150,6 +150,7 @@ def test_memory_is_bounded():
     for start in range(0, 20 * size, size):
         chunks.joined_words(" ".join(f"w{i}" for i in range(start, start + size)))
         assert len(chunks._known) <= module._CAPACITY
+        assert len(chunks._known._before) <= module._CAPACITY
     assert 20 * size > 2 * module._CAPACITY
 
 

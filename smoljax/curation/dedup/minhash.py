@@ -88,13 +88,15 @@ class Chunks:
     look across whitespace, so a text's words are those of its chunks.
     """
 
-    # Chunks that are remembered: 100 to 200 bytes each. Longer ones than this rarely come again.
-    _CAPACITY = 1 << 16
+    # Chunks that are remembered, and as many from the time before: 100 to 200 bytes each. Longer ones than this rarely
+    # come again.
+    _CAPACITY = 1 << 14
     _LONGEST = 48
 
     def __init__(self, language: str):
         self._language = language
         self._known: dict[str, bytes] = {}
+        self._before: dict[str, bytes] = {}
 
     @staticmethod
     @lru_cache(maxsize=8)
@@ -112,14 +114,14 @@ class Chunks:
         return b" ".join(filter(None, found))
 
     def _learn(self, chunks: list[str]) -> dict[str, bytes]:
-        pieces = simplify_chunks(chunks)
+        new = {chunk: self._before[chunk] for chunk in chunks if chunk in self._before}
+        unknown = [chunk for chunk in chunks if chunk not in new]
+        pieces = simplify_chunks(unknown)
         cut = self._cut([piece for chunk in pieces for piece in chunk])
-        new = {
-            chunk: " ".join(next(cut) for _ in parts).encode()
-            for chunk, parts in zip(chunks, pieces)
-        }
+        for chunk, parts in zip(unknown, pieces):
+            new[chunk] = " ".join(next(cut) for _ in parts).encode()
         if len(self._known) + len(new) > self._CAPACITY:
-            self._known.clear()
+            self._known, self._before = {}, self._known
         self._known.update((c, joined) for c, joined in new.items() if len(c) <= self._LONGEST)
         return new
 
