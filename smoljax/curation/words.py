@@ -16,7 +16,7 @@ from smoljax.curation.word_rules import LANGUAGES, Rules
 from smoljax.errors import SmoljaxError, require
 
 # Chunks of one language that are remembered, and as many from the time before; longer ones than this rarely come again.
-_CAPACITY = 1 << 14
+_CAPACITY = 1 << 15
 _LONGEST = 48
 # Characters of documents that are remembered: a batch of readers.read.
 _DOCUMENTS = 1 << 20
