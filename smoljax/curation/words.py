@@ -12,6 +12,8 @@ import functools
 import re
 from collections.abc import Iterator
 
+import numpy as np
+
 from smoljax.curation.word_rules import LANGUAGES, Rules
 from smoljax.errors import SmoljaxError, require
 
@@ -20,6 +22,7 @@ _CAPACITY = 1 << 15
 _LONGEST = 48
 # Characters of documents that are remembered: a batch of readers.read.
 _DOCUMENTS = 1 << 20
+_LAST_BLANK = 0x3000
 # Whitespace that is a word for spaCy: special cases do not look across it.
 BREAK = re.compile(r"\s{2,}|[^\S ]")
 
@@ -78,41 +81,30 @@ class _Chunks:
         self._known = _Known(self._rules)
 
     def joined_words(self, text: str) -> str:
-        chunks = text.split()
-        found = list(map(self._known.__getitem__, chunks))
+        found = list(map(self._known.__getitem__, text.split()))
         joined = "\n".join(found)
         spaced = [case for case in self._rules.spaced if case in text]
         if joined[:1] == "\n" or "\n\n" in joined or spaced:
-            cases = {chunk for chunk, words in zip(chunks, found) if words == "\n"}
-            return "\n".join(filter(None, self._line_by_line(text, cases.union(spaced))))
+            return "\n".join(self._merged(text, found, spaced))
         return joined
 
-    def _line_by_line(self, text: str, cases: set[str]) -> Iterator[str]:
-        """The words of a text's parts: each line that holds one of `cases`, and what is between such lines."""
-        lines = set()
-        for case in cases:
-            at = text.find(case)
-            while at >= 0:
-                end = text.find("\n", at)
-                end = len(text) if end < 0 else end
-                lines.add((text.rfind("\n", 0, at) + 1, end))
-                at = text.find(case, end)
+    def _merged(self, text: str, found: list[str], spaced: list[str]) -> Iterator[str]:
+        """The words of chunks, with the special cases among them: looked for in the runs that may hold one."""
+        runs = _Runs(text)
+        at = [i for i, joined in enumerate(found) if joined == "\n"]
+        for case in spaced:
+            at += [runs.chunk_at(match.start()) for match in re.finditer(re.escape(case), text)]
         done = 0
-        for start, end in sorted(lines):
-            yield "\n".join(map(self._known.__getitem__, text[done:start].split()))
-            yield from map(self._words_of_run, BREAK.split(text[start:end]))
+        for start, end in runs.around(at):
+            yield from found[done:start]
+            yield self._with_cases(runs.chunks(start, end), found[start:end])
             done = end
-        yield "\n".join(map(self._known.__getitem__, text[done:].split()))
+        yield from found[done:]
 
-    def _words_of_run(self, run: str) -> str:
-        """The words of chunks that are parted by single spaces, with the special cases among them."""
-        chunks = run.split()
-        found = list(map(self._known.__getitem__, chunks))
-        if "\n" not in found and not any(case in run for case in self._rules.spaced):
-            return "\n".join(found)
+    def _with_cases(self, chunks: list[str], known: list[str]) -> str:
         tokens: list[str] = []
         spaces: list[bool] = []
-        for chunk, joined in zip(chunks, found):
+        for chunk, joined in zip(chunks, known):
             tokens += self._rules.cut(chunk) if joined[0] == "\n" else joined.split("\n")
             spaces += [False] * (len(tokens) - len(spaces) - 1) + [True]
         return "\n".join(self._rules.merge(tokens, spaces))
@@ -141,6 +133,40 @@ class _Known(dict[str, str]):
                 self.clear()
             self[chunk] = joined
         return joined
+
+
+class _Runs:
+    """The chunks of a text, in runs parted by single spaces; other whitespace parts the runs."""
+
+    def __init__(self, text: str):
+        self._text = text
+        codes = np.frombuffer(f" {text} ".encode("utf-32-le", "surrogatepass"), np.uint32)
+        steps = np.diff(_blank()[np.minimum(codes, _LAST_BLANK + 1)])
+        self._starts, self._ends = np.flatnonzero(steps == -1), np.flatnonzero(steps == 1)
+        behind = self._ends[:-1]
+        parted = (self._starts[1:] - behind > 1) | (codes[behind + 1] != ord(" "))
+        # Where runs begin and end, in chunks.
+        self._bounds = np.concatenate([[0], np.flatnonzero(parted) + 1, [len(self._starts)]])
+
+    def chunk_at(self, place: int) -> int:
+        """The chunk that holds a character."""
+        return int(np.searchsorted(self._starts, place, "right")) - 1
+
+    def around(self, chunks: list[int]) -> list[tuple[int, int]]:
+        """(first chunk, chunk behind the last) of the runs that hold some of these chunks, in order."""
+        runs = np.unique(np.searchsorted(self._bounds, chunks, "right")) - 1
+        return list(zip(self._bounds[runs].tolist(), self._bounds[runs + 1].tolist()))
+
+    def chunks(self, start: int, end: int) -> list[str]:
+        """The chunks of a run."""
+        return self._text[self._starts[start] : self._ends[end - 1]].split()
+
+
+@functools.cache
+def _blank() -> np.ndarray:
+    """int8 [code points]: 1 for whitespace."""
+    codes = map(chr, range(_LAST_BLANK + 2))
+    return np.fromiter(map(str.isspace, codes), np.int8, _LAST_BLANK + 2)
 
 
 @functools.cache
