@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from smoljax.kernels import attention, cpu_matmul
+from smoljax.kernels import attention, cpu_layers, cpu_matmul
 from smoljax.kernels.platform import one_cpu, platform
 from smoljax.model.config import ModelConfig
 from smoljax.model.rope import rope_tables, rotate
@@ -185,6 +185,9 @@ class FeedForward(nn.Module):
         gate_DF = _matrix(self, "gate", (D, F), ("embed", "mlp"))
         up_DF = _matrix(self, "up", (D, F), ("embed", "mlp"))
         down_FD = _matrix(self, "down", (F, D), ("mlp", "embed"))
+        if one_cpu() and isinstance(gate_DF, jax.Array):
+            rows = x_BSD.reshape(-1, D)
+            return cpu_layers.swiglu(rows, gate_DF, up_DF, down_FD).reshape(x_BSD.shape)
         h_BSF = jax.nn.silu(project("bsd,df->bsf", x_BSD, gate_DF))
         h_BSF *= project("bsd,df->bsf", x_BSD, up_DF)
         return project("bsf,fd->bsd", _constrain(h_BSF, "sequence", "mlp"), down_FD)
@@ -227,6 +230,9 @@ _matmul.defvjp(_matmul_forward, _matmul_backward)
 
 def rms_norm(x: jax.Array, gain_D: jax.Array, *, eps: float) -> jax.Array:
     """x / rms(x) * gain over the last axis: the mean square in f32, cast back to x's dtype, then the gain (as transformers does)."""
+    if one_cpu():
+        rows = x.reshape(-1, x.shape[-1])
+        return cpu_layers.rms_norm(rows, jnp.asarray(gain_D), eps).reshape(x.shape)
     x32 = x.astype(jnp.float32)
     scale = jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + eps)
     gain = jnp.expand_dims(gain_D.astype(x.dtype), range(x.ndim - 1))
