@@ -46,6 +46,8 @@ _DEFAULTS = {
 }
 _DEFAULT_THETA = {"smollm3": 2_000_000.0, "llama": 10_000.0, "qwen3": 10_000.0}
 
+_MOST_LAYERS = 10_000  # What is more is a damaged file; each layer is looked at before any tensor is.
+
 # A field that is read -> values that mean what this decoder does; anything else is another model.
 _ONLY = {
     "hidden_act": ("silu", "swish"),
@@ -96,7 +98,7 @@ def to_config(values: Mapping) -> tuple[ModelConfig, tuple[str, ...]]:
                 f"{field} {allowed[0]!r}"
             )
     given = _DEFAULTS[family] | dict(values)
-    num_layers = _size(given, "num_hidden_layers")
+    num_layers = _size(given, "num_hidden_layers", most=_MOST_LAYERS)
     num_heads = _size(given, "num_attention_heads")
     max_seq_len = _size(given, "max_position_embeddings")
     theta, scaling, unknown_rope = hf_rope.read(given, default_theta=_DEFAULT_THETA[family])
@@ -299,11 +301,11 @@ def _window_fields(config: ModelConfig) -> dict:
     }
 
 
-def _size(given: Mapping, field: str, *, least: int = 1) -> int:
+def _size(given: Mapping, field: str, *, least: int = 1, most: int = 2**31 - 1) -> int:
     value = given.get(field)
-    if isinstance(value, bool) or not isinstance(value, int) or not least <= value < math.inf:
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
         raise SmoljaxError(
-            f"config.json: {field} is {value!r}, expected a whole number of at least {least}"
+            f"config.json: {field} is {value!r}, expected a whole number from {least} to {most:,}"
         )
     return value
 

@@ -134,6 +134,7 @@ def test_rope_scaling(section, scaling):
         ({"model_type": ["llama"]}, "model_type is ['llama']"),
         (LLAMA | {"hidden_size": None}, "hidden_size is None"),
         (LLAMA | {"num_hidden_layers": "4"}, "num_hidden_layers is '4'"),
+        (LLAMA | {"num_hidden_layers": 10**9}, "num_hidden_layers is 1000000000, expected"),
         (LLAMA | {"attention_bias": True}, "attention_bias is True"),
         (LLAMA | {"mlp_bias": True}, "mlp_bias is True"),
         (LLAMA | {"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
