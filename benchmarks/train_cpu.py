@@ -16,18 +16,15 @@ Result: it depends on the processor, as XLA's matrix products fall behind torch'
         smoljax 1.383 s, 2,962 tokens/s, 70.6% of the 212 GFLOP/s peak; Hugging Face 1.511 s, 2,711 tokens/s, 64.6%:
         1.09 times as fast by minima, 1.08 by the median of paired rounds (0.95 to 1.14).
         Without huge pages (GLIBC_TUNABLES unset) the two were level: 1.635 s and 1.632 s.
-    2026-11-25, 2 cores (Intel Xeon with AVX-512), the same versions, --rounds 3:
-        smoljax 1.321 s, 3,100 tokens/s, 50.3% of the 311 GFLOP/s peak; Hugging Face 1.130 s, 3,626 tokens/s, 58.9%:
-        0.85 times as fast by minima, 0.88 by the median of paired rounds (0.85 to 0.90).
-    The same day and machine, --rounds 4, with the projections of attention without transposed copies (smoljax.model.decoder.project):
-        smoljax 1.108 s, 3,696 tokens/s, 56.9% of the 328 GFLOP/s peak; Hugging Face 1.032 s, 3,967 tokens/s, 61.1%:
-        0.93 times as fast by minima and by the median of paired rounds (0.91 to 0.96).
-    The same day and processor, a slower hour, --rounds 4, at fc469c6:
-        float32: smoljax 1.263 s, 3,242 tokens/s; Hugging Face 1.133 s, 3,614 tokens/s: 0.90 times by minima, 0.91 by the median
-        of paired rounds (0.89 to 0.96).
-        --dtype bfloat16: smoljax 0.766 s, 5,346 tokens/s; Hugging Face 0.807 s, 5,078 tokens/s: 1.05 times by minima, 1.04 by
-        the median (1.03 to 1.07). Before the products were handed to XLA's fast library (smoljax.kernels.cpu_matmul) the step
-        took 2.0 times the processor time of now, on one core.
+    2026-11-25, 2 cores (Intel Xeon with AVX-512 and AMX), the same versions, --rounds 4, with --nanodo:
+        float32: smoljax 1.206 s, 3,397 tokens/s, 56.4% of the 304 GFLOP/s peak (torch's is 375); Hugging Face 1.151 s, 3,559 tokens/s;
+        nanodo 2.318 s, 1,767 tokens/s. 0.95 times as fast as Hugging Face by minima, 0.97 by the median of paired rounds (0.93 to
+        0.99); 1.92 and 1.95 (1.85 to 2.05) times as fast as nanodo.
+        --dtype bfloat16: smoljax 0.661 s, 6,200 tokens/s; Hugging Face 0.782 s, 5,235; nanodo 1.732 s, 2,365. 1.18 times as fast as Hugging
+        Face by minima and by the median (1.13 to 1.19); 2.62 and 2.55 (2.49 to 2.70) times as fast as nanodo.
+    Before the norm and the feed-forward layer had gradients of their own (smoljax.kernels.cpu_layers) the two were 0.90 and 1.05 times as
+    fast as Hugging Face; before products of bfloat16 were handed to XLA's fast library (smoljax.kernels.cpu_matmul) the step in
+    bfloat16 took 2.0 times the processor time of then, on one core.
 
 B batch, S sequence
 """

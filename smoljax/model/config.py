@@ -52,7 +52,7 @@ class ModelConfig:
       base_num_layers: layers of the base model; "completep" only.
       base_head_dim: width of the base model's heads; None where it is this one's.
       compute_dtype: dtype of activations and of the parameters inside a matmul. On a CPU "bfloat16" is faster where the processor
-        multiplies it (AMX): 1.30 s of CPU time against 2.28 for a step of benchmarks/train_cpu.py on one core.
+        multiplies it (AMX): 1.07 s of CPU time against 2.12 for a step of benchmarks/train_cpu.py on one core.
       scan_layers: one compiled layer run in a loop; False repeats it num_layers times in the program, which compiles
         longer and runs faster on a CPU. None: a loop everywhere but on a CPU. The parameters are the same.
       remat: what the backward pass recomputes. "none": nothing. "full": all of a layer. "dots": all but
