@@ -12,13 +12,16 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from smoljax.kernels import attention
+from smoljax.kernels import attention, cpu_matmul
 from smoljax.kernels.platform import one_cpu
 from smoljax.model.config import ModelConfig
 from smoljax.model.decoder import Layer, LayerKind, rms_norm, scaled
 from smoljax.model.rope import rope_tables
 
 CACHE_DTYPES = ("float32", "bfloat16", "int8")
+_TURNED_FROM = (
+    2**18
+)  # Numbers of a matrix, between those of the quickstart's model and those of SmolLM2-135M.
 
 
 class Prepared(NamedTuple):
@@ -26,7 +29,7 @@ class Prepared(NamedTuple):
 
     Attributes:
       embedding: [V, D].
-      layers: one tree per layer.
+      layers: one tree per layer; on one CPU device large matrices of bfloat16 are cpu_matmul.Turned.
       final_norm: [D].
       head: [V, D].
     """
@@ -67,8 +70,20 @@ def prepare(config: ModelConfig, params: dict) -> Prepared:
     layers = tuple(
         jax.tree.map(lambda leaf, i=i: leaf[i], params["layers"]) for i in range(config.num_layers)
     )
+    if one_cpu():
+        layers = jax.tree.map_with_path(
+            _turn, layers, is_leaf=lambda node: not isinstance(node, dict | tuple)
+        )
     head = params["embedding"] if config.tie_embeddings else params["head"].T
     return Prepared(params["embedding"], layers, params["final_norm"], head)
+
+
+def _turn(path, w):
+    """A layer's large matrix of bfloat16 as a product with few rows reads it: of a 135M model, 1.4 times as many tokens/s for one
+    prompt. Smaller ones lie in the processor's cache, where turning them gains nothing, and quantised ones stay as they are."""
+    if not isinstance(w, jax.Array) or w.dtype != jnp.bfloat16 or w.size < _TURNED_FROM:
+        return w
+    return cpu_matmul.turned(w, contracted=2 if path[-1].key == "output" else 1)
 
 
 def prefill(
@@ -176,10 +191,9 @@ def _layers(config, prepared, tokens_BS, positions_BS, attend) -> tuple[jax.Arra
 
 def _logits(config, prepared, x_BD) -> jax.Array:
     x_BD = rms_norm(x_BD, prepared.final_norm, eps=config.norm_eps)
-    # The large operand first: with 8 rows a CPU takes half the time of x @ head, and with one row not more. Without the
-    # barrier XLA makes x @ head of it again.
-    logits_VB = jnp.einsum("vd,bd->vb", prepared.head, x_BD, preferred_element_type=jnp.float32)
-    return jax.lax.optimization_barrier(logits_VB).T
+    if one_cpu() and isinstance(prepared.head, jax.Array):
+        return cpu_matmul.matmul(x_BD, cpu_matmul.Turned(prepared.head, prepared.head.shape[::-1]))
+    return jnp.einsum("bd,vd->bv", x_BD, prepared.head, preferred_element_type=jnp.float32)
 
 
 def _attend_to_cache(q_B1NH, keys: Stored, values: Stored, visible_BT) -> jax.Array:

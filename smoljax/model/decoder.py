@@ -185,7 +185,7 @@ class FeedForward(nn.Module):
         gate_DF = _matrix(self, "gate", (D, F), ("embed", "mlp"))
         up_DF = _matrix(self, "up", (D, F), ("embed", "mlp"))
         down_FD = _matrix(self, "down", (F, D), ("mlp", "embed"))
-        if one_cpu() and isinstance(gate_DF, jax.Array):
+        if one_cpu() and isinstance(gate_DF, jax.Array | cpu_matmul.Turned):
             rows = x_BSD.reshape(-1, D)
             return cpu_layers.swiglu(rows, gate_DF, up_DF, down_FD).reshape(x_BSD.shape)
         h_BSF = jax.nn.silu(project("bsd,df->bsf", x_BSD, gate_DF))
@@ -202,10 +202,10 @@ def project(spec: str, x: jax.Array, w: jax.Array) -> jax.Array:
     """
     if not one_cpu():
         return jnp.einsum(spec, x, w)
-    w = jnp.asarray(w)
     contracted = len(set.intersection(*map(set, spec.partition("->")[0].split(","))))
-    matrix = w.reshape(math.prod(w.shape[:contracted]), -1)
-    rows = x.reshape(-1, matrix.shape[0])
+    rows = x.reshape(-1, math.prod(w.shape[:contracted]))
+    turned = isinstance(w, cpu_matmul.Turned)
+    matrix = w if turned else jnp.asarray(w).reshape(rows.shape[1], -1)
     return _matmul(rows, matrix).reshape(*x.shape[:-contracted], *w.shape[contracted:])
 
 
@@ -294,6 +294,8 @@ def _rematerialised(layer: type[nn.Module], config: ModelConfig) -> type[nn.Modu
 
 def _matrix(module: nn.Module, name: str, shape: tuple, axes: tuple[str, ...]) -> jax.Array:
     config = module.config
+    if isinstance(given := module.get_variable("params", name), cpu_matmul.Turned):
+        return given  # Of smoljax.model.cache.prepare, in the compute dtype.
     # Initial values are the same for every rule of update.
     relative_std = config.multipliers("adamw")["hidden"].init_std
     initializer = nn.initializers.normal(config.init_std * relative_std)

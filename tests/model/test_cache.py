@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from smoljax.kernels.cpu_matmul import Turned
 from smoljax.model import ModelConfig, forward, init
 from smoljax.model.cache import (
     Stored,
@@ -172,3 +173,21 @@ def test_a_bfloat16_model_keeps_its_cache_in_bfloat16():
     found, expected, cache = cached_and_uncached(config)
     assert cache[0][0].values.dtype == jnp.bfloat16
     np.testing.assert_allclose(found, expected, atol=0.25)
+
+
+def test_large_matrices_of_bfloat16_are_turned_and_the_logits_no_further_from_float32(monkeypatch):
+    config = dataclasses.replace(CONFIG, compute_dtype="bfloat16")
+    _, exact, _ = cached_and_uncached(CONFIG)
+
+    def error():
+        found, _, _ = cached_and_uncached(config)
+        return np.sqrt(np.mean((found - exact) ** 2))
+
+    as_they_are = error()
+    monkeypatch.setattr("smoljax.model.cache._TURNED_FROM", 512)
+    params = jax.jit(init, static_argnums=0)(config, jax.random.key(1))
+    layer = prepare(config, params).layers[0]
+    assert all(isinstance(w, Turned) for w in layer["mlp"].values())
+    assert isinstance(layer["attention"]["output"], Turned)
+    assert not isinstance(layer["mlp_norm"], Turned)
+    assert error() < 1.1 * as_they_are
