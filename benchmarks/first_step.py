@@ -14,9 +14,11 @@ programs of the learning rate came before the first row, and the program of the 
     after (c4bc951), a quiet machine, --rounds 3: cold 7.46 s at best (median 7.50), warm 3.26 s (3.31).
     later that day, a slower hour, --rounds 4, 5a7d126 beside 8bcc0b2 (the step is traced while the parameters are made; LLVM's first level):
         cold 7.91 s at best (median 8.05) and 7.10 s (7.37), warm 3.31 s (3.64) and 3.37 s (3.52).
-    2026-11-25, later still, another quiet hour, --rounds 2, 3f9c327 beside this (fewer collections of garbage, Orbax after the first step,
+    later still, another quiet hour, --rounds 2, 3f9c327 beside bd325c9 (fewer collections of garbage, Orbax after the first step,
         the model traced once for its shapes and its parameters): cold 6.76 s at best (median 6.87) and 6.36 s (6.47), warm 3.13 s (3.20) and
         2.82 s (2.93).
+    last, a quiet hour, --rounds 3, d5ab00f (the step is compiled while the program of the parameters is): cold 6.04 s at best (median 6.16),
+        warm 2.84 s (2.90).
     before and after (921cdaf with the projections of 616d5be), a busy machine, --rounds 1, processor time: cold 27.24 s and 15.56 s, warm 10.78 s and 6.05 s.
 """
 
