@@ -23,7 +23,7 @@ STOPPED = 42
 MALLOC = "glibc.malloc.hugetlb=1"
 
 # New objects that Python counts before it looks for cycles (700 by itself). Importing JAX and tracing a step make some hundred thousand
-# objects that stay, and looking through them again and again took an eighth of that time (benchmarks/first_step.py).
+# objects that stay, and looking through them again and again takes part of a start (benchmarks/first_step.py, with two other changes).
 OBJECTS_BETWEEN_COLLECTIONS = 100_000
 
 HELP = """

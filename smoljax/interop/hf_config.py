@@ -46,9 +46,8 @@ _DEFAULTS = {
 }
 _DEFAULT_THETA = {"smollm3": 2_000_000.0, "llama": 10_000.0, "qwen3": 10_000.0}
 
-_MOST_LAYERS = (
-    10_000  # What is more is a damaged file; each layer is looked at before any tensor is.
-)
+# What is more is a damaged file; each layer is looked at before any tensor is.
+_MOST_LAYERS = 10_000
 
 # A field that is read -> values that mean what this decoder does; anything else is another model.
 _ONLY = {

@@ -19,9 +19,8 @@ from smoljax.model.decoder import Layer, LayerKind, rms_norm, scaled
 from smoljax.model.rope import rope_tables
 
 CACHE_DTYPES = ("float32", "bfloat16", "int8")
-_TURNED_FROM = (
-    2**18
-)  # Numbers of a matrix, between those of the quickstart's model and those of SmolLM2-135M.
+# Numbers of a matrix: between those of the quickstart's model and those of SmolLM2-135M.
+_TURNED_FROM = 2**18
 
 
 class Prepared(NamedTuple):
